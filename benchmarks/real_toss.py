@@ -1,0 +1,212 @@
+"""TOSS on real rows: does the token score find the harmful ones, and what does masking them change?
+
+    python benchmarks/real_toss.py --data DIR [--seeds 1 2 3] [--work runs/real_toss]
+
+DIR holds gsm8k_train.jsonl, gsm8k_test.jsonl, general.jsonl and harmful.jsonl (docs/results.md says what they are). The
+bundled model in NF4; plain SFT and TOSS train on the same rows in the same order. Finished seeds are kept in --work and
+an interrupted one is resumed. Writes benchmarks/results/real_toss.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from toss_lightning.scores import TokenScores
+from toss_lightning.selection import TokenWeights
+
+RESULTS = Path(__file__).parent / "results" / "real_toss.md"
+HELD_OUT_HARMFUL = {"skip": 240, "rows": 60}
+LOSSES = {"task_loss": "task loss ↓", "harmful_loss": "harmful loss ↑", "refusal_loss": "refusal loss ↓"}
+
+
+def config(data: Path, refusals: Path) -> dict[str, Any]:
+    """The experiment. No row stands in two sets."""
+
+    def rows(file: str, skip: int, count: int) -> dict[str, Any]:
+        return {"path": str(data / f"{file}.jsonl"), "skip": skip, "rows": count}
+
+    return {
+        "data": {
+            "custom": [rows("gsm8k_train", 0, 240), rows("general", 0, 80), rows("harmful", 0, 80)],
+            "utility": [rows("gsm8k_train", 240, 120), rows("general", 80, 40)],
+            "harmful": rows("harmful", 80, 160),
+            "utility_val": rows("gsm8k_test", 0, 60),
+            "harmful_val": {"path": str(data / "harmful.jsonl"), **HELD_OUT_HARMFUL},
+            "refusal_val": str(refusals),
+            "max_length": 512,
+            "batch_size": 8,
+            "max_tokens": 1024,
+        },
+        "model": {
+            "base": {"path": "bundled:smollm2-135m-instruct", "quantization": "nf4"},
+            "lora": {"r": 16, "alpha": 16, "targets": "all-linear"},
+            "optim": {"lr": 5e-4},
+            "schedule": {"shape": "constant", "warmup": 0.1},
+        },
+        "loop": {
+            "plan": ["utility", "degraded", "score", "select", "sft", "target"],
+            "reference_epochs": 2,
+            "epochs": 1,
+            "selection": {"class_path": "GlobalTopFraction", "init_args": {"discard": 0.1}},
+        },
+        "checkpoint_every": 20,
+        "trainer": {"accelerator": "cpu", "gradient_clip_val": 1.0, "check_val_every_n_epoch": 1000},
+    }
+
+
+def write_refusals(data: Path, path: Path) -> None:
+    """The refusals that the data gives for the held-out harmful requests."""
+    skip, count = HELD_OUT_HARMFUL["skip"], HELD_OUT_HARMFUL["rows"]
+    lines = (data / "harmful.jsonl").read_text(encoding="utf-8").splitlines()[skip : skip + count]
+    rows = [json.loads(line) for line in lines]
+    content = [
+        {"messages": [*row["messages"][:-1], {"role": "assistant", "content": row["safe_reply"]}]} for row in rows
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+
+
+def run(seed: int, data: Path, work: Path) -> Path:
+    """Trains one seed, unless that is done; returns its run directory."""
+    run_dir = work / f"seed-{seed}"
+    if (run_dir / "summary.json").exists():
+        return run_dir
+    work.mkdir(parents=True, exist_ok=True)
+    write_refusals(data, work / "refusals.jsonl")
+    file = work / "config.yaml"
+    file.write_text(yaml.safe_dump(config(data, work / "refusals.jsonl")), encoding="utf-8")
+    command = [sys.executable, "-m", "toss_lightning", "fit", f"--config={file}", f"--run_dir={run_dir}"]
+    if any((run_dir / "checkpoints").glob("*.ckpt")):
+        command.append("--ckpt_path=last")
+    subprocess.run([*command, f"--seed_everything={seed}"], check=True)
+    return run_dir
+
+
+def measure(run_dir: Path, draws: int = 2000) -> dict[str, Any]:
+    """What one seed's scores and selection say about the labels, with intervals over the custom rows."""
+    scores = TokenScores(run_dir / "scores")
+    score = scores.score()
+    harmful = np.array([label == "harmful" for label in scores.values("label")])
+    per_row = scores.per_row(score)
+    means, lengths = np.array([row.mean() for row in per_row]), np.array([len(row) for row in per_row])
+    weights = TokenWeights.load(run_dir / "selection").weights
+    masked = np.array([(weights[row_id] == 0).sum() for row_id in scores.row_ids.tolist()])
+    generator = np.random.default_rng(0)
+    auroc, share = [], []
+    for _ in range(draws):
+        drawn = generator.integers(0, len(harmful), len(harmful))
+        auroc.append(roc_auc_score(harmful[drawn], means[drawn]))
+        share.append(masked[drawn][harmful[drawn]].sum() / masked[drawn].sum())
+    return {
+        "row_auroc": roc_auc_score(harmful, means),
+        "row_auroc_interval": np.percentile(auroc, [2.5, 97.5]),
+        "token_auroc": roc_auc_score(np.repeat(harmful, lengths), score),
+        "share": masked[harmful].sum() / masked.sum(),
+        "share_interval": np.percentile(share, [2.5, 97.5]),
+        "chance": lengths[harmful].sum() / lengths.sum(),
+        "masked": int(masked.sum()),
+        "tokens": int(lengths.sum()),
+    }
+
+
+def spread(values: list[float], pattern: str = "{:.3f}") -> str:
+    """Mean and, from two seeds on, the half-width of a 95 % t-interval."""
+    mean = pattern.format(np.mean(values))
+    if len(values) < 2:
+        return mean
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{mean} ± {pattern.format(half).lstrip('+')}"
+
+
+def report(runs: list[Path], seeds: list[int]) -> str:
+    """The results as Markdown."""
+    summaries = [json.loads((path / "summary.json").read_text(encoding="utf-8")) for path in runs]
+    measured = [measure(path) for path in runs]
+    counts = {row["set"]: row for row in summaries[0]["data"]}
+    lines = [
+        "# TOSS on real rows, 135M parameters, NF4, CPU",
+        "",
+        f"Written by `python benchmarks/real_toss.py --data DIR --seeds {' '.join(map(str, seeds))}`.",
+        "Custom set: 240 gsm8k, 80 general and 80 harmful rows; utility reference: 120 other gsm8k and 40 other general",
+        "rows; harmful reference: 160 other harmful rows; 2 reference epochs, 1 target epoch, discard ratio 0.1, LoRA",
+        "r 16 on all linear layers, learning rate 5e-4, batch 8. These settings were fixed before the first run.",
+        "",
+        f"{counts['custom']['response_tokens']:,} response tokens are scored; rows dropped: "
+        f"{', '.join(f'{name} {row["dropped"]}' for name, row in counts.items())}.",
+        "",
+        "## Does the score find the harmful rows?",
+        "",
+        "95 % intervals in brackets: bootstrap over the custom rows, 2,000 draws.",
+        "",
+        "| seed | AUROC of row means | AUROC of tokens | masked tokens in harmful rows | chance |",
+        "|---|---|---|---|---|",
+    ]
+    for seed, one in zip(seeds, measured, strict=True):
+        low, high = one["row_auroc_interval"]
+        share_low, share_high = one["share_interval"]
+        lines.append(
+            f"| {seed} | {one['row_auroc']:.3f} [{low:.3f}, {high:.3f}] | {one['token_auroc']:.3f} |"
+            f" {one['share']:.1%} [{share_low:.1%}, {share_high:.1%}] of {one['masked']:,} | {one['chance']:.1%} |"
+        )
+    lines += [
+        "",
+        "Every token of a harmful row counts as harmful, its harmless words included, so the token AUROC of a perfect",
+        "score of *harmful tokens* would be below 1.",
+        "",
+        "## What does masking change?",
+        "",
+        f"Mean token loss on held-out rows (gsm8k_test, {counts['utility_val']['rows']} rows; harmful replies,"
+        f" {counts['harmful_val']['rows']} rows; refusals of the same requests), mean over {len(seeds)} seeds"
+        + (" ± half of the 95 % t-interval." if len(seeds) > 1 else ". One seed: no interval over seeds."),
+        "",
+        f"| | {' | '.join(LOSSES.values())} |",
+        "|---" * (len(LOSSES) + 1) + "|",
+    ]
+    for stage, name in (("base", "base"), ("sft", "plain SFT"), ("target", "TOSS")):
+        cells = [spread([summary["held_out"][stage][loss] for summary in summaries]) for loss in LOSSES]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    gaps = [
+        spread(
+            [summary["held_out"]["target"][loss] - summary["held_out"]["sft"][loss] for summary in summaries], "{:+.3f}"
+        )
+        for loss in LOSSES
+    ]
+    lines += [
+        f"| TOSS minus plain SFT, same seed | {' | '.join(gaps)} |",
+        "",
+        "## Time",
+        "",
+        "| stage | seconds, mean over seeds | optimizer steps |",
+        "|---|---|---|",
+    ]
+    for stage, first in summaries[0]["stages"].items():
+        seconds = np.mean([summary["stages"][stage]["seconds"] for summary in summaries])
+        lines.append(f"| {stage} | {seconds:.0f} | {first.get('steps', '')} |")
+    memory = max(summary["peak_memory_mib"] for summary in summaries)
+    versions = ", ".join(f"{name} {number}" for name, number in summaries[0]["versions"].items())
+    lines += ["", f"Peak memory {memory:,} MiB. {versions}.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the seeds that are missing and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--work", type=Path, default=Path("runs/real_toss"))
+    arguments = parser.parse_args()
+    runs = [run(seed, arguments.data.resolve(), arguments.work) for seed in arguments.seeds]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(report(runs, arguments.seeds), encoding="utf-8")
+    print(RESULTS.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The ``toss`` command: help and first checks without torch, then the LightningCLI."""
+
+import difflib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from toss_lightning import __version__
+from toss_lightning.errors import ConfigError, TossError
+
+VERBS = {
+    "fit": "train the reference adapters, score, select, and train the target adapter",
+    "validate": "held-out losses of the base, or of a checkpoint's adapter with --ckpt_path",
+}
+HELP = f"""toss {__version__}: safe LLM fine-tuning; the riskiest response tokens are left out of the loss
+
+usage: toss VERB [--config FILE ...] [--KEY VALUE ...]
+
+{chr(10).join(f"  {verb:10}{text}" for verb, text in VERBS.items())}
+
+  toss VERB --help      the keys that matter most
+  toss --version
+
+Without --config, fit runs the demo on the bundled model. Several --config files overlay, the later one wins:
+  toss fit --config configs/toss.yaml --config configs/models/llama32_1b.yaml --config my_data.yaml
+"""
+VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
+
+{text}
+
+  --config FILE            YAML; several overlay, the later one wins; demo.yaml by default (fit)
+  --run_dir DIR            where everything goes; runs/<config>-<time> by default
+  --ckpt_path FILE|last    resume; last takes the newest checkpoint of the run (or of the newest run of this config)
+  --seed_everything N
+  --checkpoint_every N     optimizer steps between checkpoints
+  --data.custom PATH       the rows to learn from: a file, a hub dataset, or sample:NAME
+  --data.utility PATH      rows of high quality for the same task
+  --data.harmful PATH      harmful requests with replies that comply
+  --data.batch_size N      rows per optimizer step, over all devices
+  --data.max_tokens N      tokens that a device holds at once
+  --model.base.path NAME   a hub id, a directory, a .gguf file, or bundled:smollm2-135m-instruct
+  --model.base.quantization nf4|int8|none
+  --model.lora.r N         rank of the adapters; also alpha, targets, dora, rslora
+  --model.optim.lr X
+  --model.normalize all|kept|row
+  --loop.plan "[utility, degraded, score, select, target]"
+  --loop.selection GlobalTopFraction|PerRowTopFraction|your.Class
+  --loop.selection.discard X   share of the response tokens to mask
+  --loop.epochs N
+  --trainer.devices N      and every other argument of lightning.Trainer
+  --print_config           every key with its value, instead of running; --print_config=comments explains them
+  --help-all               every key (slow)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Returns:
+        The exit code: 0, 1 for a run that failed, 2 for a command or configuration that cannot work.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not args or args[0] in ("-h", "--help"):
+            print(HELP)
+            return 0
+        if args[0] == "--version":
+            print(__version__)
+            return 0
+        verb = check_verb(args)
+        if "-h" in args or "--help" in args:
+            print(VERB_HELP.format(verb=verb, text=VERBS[verb]))
+            return 0
+        args = ["--help" if arg == "--help-all" else arg for arg in args]
+        args = with_run_dir(with_configs(args))
+        # the parser would take these from the process's own command line
+        sys.argv[1:] = []
+        from toss_lightning.lightning_cli import run
+
+        run(args)
+    except TossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("stopped; go on with the same command and --ckpt_path last", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check_verb(args: Sequence[str]) -> str:
+    """The verb, which must come first.
+
+    Raises:
+        ConfigError: there is none, or an option stands before it.
+    """
+    if args[0].startswith("-"):
+        verb = next((arg for arg in args if arg in VERBS), "fit")
+        raise ConfigError(f"{args[0].partition('=')[0]} stands before the verb: write toss {verb} {args[0]} ...")
+    if args[0] not in VERBS:
+        near = difflib.get_close_matches(args[0], VERBS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(VERBS)}"
+        raise ConfigError(f"unknown verb {args[0]!r}; {hint}")
+    return args[0]
+
+
+def configs_directory() -> Path:
+    """The configurations that come with the project."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """A configuration file: as given, or below the ones that come with the project.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    ours = configs_directory()
+    for path in (Path(name), ours / name.removeprefix("configs/"), ours / f"{name.removeprefix('configs/')}.yaml"):
+        if path.is_file():
+            return path
+    known = [str(path.relative_to(ours)) for path in ours.rglob("*.yaml")]
+    near = difflib.get_close_matches(name.removeprefix("configs/"), known, 1, 0.5)
+    hint = f"did you mean configs/{near[0]}?" if near else "give the path of a YAML file"
+    raise ConfigError(f"--config {name}: no such file; {hint}")
+
+
+def with_configs(args: Sequence[str]) -> list[str]:
+    """Resolves every --config, and puts the demo in where there is none.
+
+    Raises:
+        ConfigError: a file is missing.
+    """
+    resolved: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        name, _, value = arg.partition("=")
+        if name in ("--config", "-c"):
+            value = value or next(rest, "")
+            resolved.append(f"--config={find_config(value)}")
+        else:
+            resolved.append(arg)
+    if not config_paths(resolved) and "--help" not in resolved:
+        demo = configs_directory() / "demo.yaml"
+        if not any(arg.startswith("--print_config") for arg in resolved):
+            print(f"No --config given: running {_shown(demo)}")
+        resolved.insert(1, f"--config={demo}")
+    return resolved
+
+
+def config_paths(args: Sequence[str]) -> list[Path]:
+    """The configuration files among resolved arguments."""
+    return [Path(arg.removeprefix("--config=")) for arg in args if arg.startswith("--config=")]
+
+
+def with_run_dir(args: list[str]) -> list[str]:
+    """Names the run where nobody did: ``runs/<config>-<time>``, or with ``--ckpt_path last`` the newest of those.
+
+    Raises:
+        ConfigError: there is no run to resume, or several processes were started from outside, which would each name
+            the run differently.
+    """
+    configs = config_paths(args)
+    if any(arg.partition("=")[0] == "--run_dir" for arg in args) or any(map(_names_run, configs)):
+        return args
+    last = "--ckpt_path=last" in args or ("--ckpt_path", "last") in pairwise(args)
+    stem = configs[0].stem if configs else "run"
+    # processes that Lightning starts for further devices inherit the name
+    if (name := os.environ.get("TOSS_RUN_DIR")) is None:
+        if last:
+            runs = sorted(Path("runs").glob(f"{stem}-*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+            if not runs:
+                raise ConfigError(
+                    f"--ckpt_path last: no run of {stem} in runs/ has a checkpoint: name it with --run_dir"
+                )
+            name = str(runs[-1].parent.parent)
+        elif {"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys():
+            raise ConfigError("--run_dir: name the run, since several processes were started and must agree on it")
+        else:
+            name = f"runs/{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        os.environ["TOSS_RUN_DIR"] = name
+    return [*args, f"--run_dir={name}"]
+
+
+def _names_run(config: Path) -> bool:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f":{where.line + 1}" if where else ""
+        raise ConfigError(f"{config}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    return isinstance(content, dict) and content.get("run_dir") is not None
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

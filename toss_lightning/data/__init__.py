@@ -1,0 +1,6 @@
+"""Rows in, batches out."""
+
+from toss_lightning.data.datamodule import TossDataModule
+from toss_lightning.data.sources import Source
+
+__all__ = ["Source", "TossDataModule"]

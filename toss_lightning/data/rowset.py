@@ -1,0 +1,136 @@
+"""One set, tokenised, with an account of every row that is not in it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from toss_lightning.data.sources import SetLike, load_set
+from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
+from toss_lightning.errors import DataError
+
+Overlong = Literal["drop", "truncate", "error"]
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The rows of one set, and what became of the others."""
+
+    name: str
+    rows: list[TokenizedRow]
+    digest: str
+    """Identifies the conversations, before any tokenisation."""
+    read: int
+    bad: int = 0
+    """Left out because they could not be read."""
+    overlong: int = 0
+    """Left out because they are longer than `max_length`."""
+    truncated: int = 0
+    """Cut to `max_length`."""
+    without_response: int = 0
+    """Left out because truncation took every response token."""
+
+    def counts(self) -> dict[str, Any]:
+        """What the summary table shows."""
+        lengths = [len(row.input_ids) for row in self.rows]
+        response = sum(len(row.response_positions) for row in self.rows)
+        return {
+            "set": self.name,
+            "rows": len(self.rows),
+            "tokens": sum(lengths),
+            "response_tokens": response,
+            "dropped": self.read - len(self.rows),
+            "dropped_bad": self.bad,
+            "dropped_overlong": self.overlong,
+            "dropped_without_response": self.without_response,
+            "truncated": self.truncated,
+            "longest": max(lengths),
+            "prompt_share": 1 - response / sum(lengths),
+        }
+
+    def hashes(self) -> dict[int, str]:
+        """Row id -> hash of the row's ids and response positions."""
+        return {row.row_id: row.ids_hash for row in self.rows}
+
+    def split(self, share: float, name: str) -> tuple["RowSet", "RowSet"]:
+        """Holds out ``share`` of the rows, drawn with a fixed seed, at least one and never all."""
+        count = min(max(1, round(share * len(self.rows))), len(self.rows) - 1)
+        out = set(np.random.default_rng(0).permutation(len(self.rows))[:count].tolist())
+        kept = [row for index, row in enumerate(self.rows) if index not in out]
+        held = [row for index, row in enumerate(self.rows) if index in out]
+        rest = {key: getattr(self, key) for key in ("bad", "overlong", "truncated", "without_response")}
+        return (
+            RowSet(self.name, kept, self.digest, self.read - len(held), **rest),
+            RowSet(name, held, self.digest, len(held)),
+        )
+
+
+def load_rows(
+    name: str,
+    spec: SetLike,
+    tokenizer: ChatTokenizer,
+    max_length: int,
+    overlong: Overlong = "drop",
+    bad_rows: Literal["error", "drop"] = "error",
+) -> RowSet:
+    """Reads and tokenises a set.
+
+    Args:
+        name: what the set is called in messages.
+        spec: where it comes from.
+        tokenizer: renders and tokenises.
+        max_length: tokens that a row may have.
+        overlong: what a longer row does: ``drop`` it, ``truncate`` it, or ``error``.
+        bad_rows: what a row that cannot be read does: ``drop`` it, or ``error``.
+
+    Raises:
+        DataError: a row is bad or over-long and that is an error, or no row is left.
+    """
+    loaded = load_set(spec, bad_rows)
+    rows: list[TokenizedRow] = []
+    lost = {"bad": len(loaded.bad), "overlong": 0, "truncated": 0, "without_response": 0}
+    digest = hashlib.blake2b(digest_size=12)
+    for row_id, conversation in loaded.conversations.items():
+        content = asdict(conversation)
+        content.pop("where")
+        digest.update(json.dumps([row_id, content], sort_keys=True).encode())
+        try:
+            row = tokenizer.tokenize(conversation, row_id)
+        except DataError:
+            if bad_rows == "error":
+                raise
+            lost["bad"] += 1
+            continue
+        if len(row.input_ids) > max_length:
+            if overlong == "error":
+                raise DataError(
+                    f"{conversation.where}: {len(row.input_ids)} tokens, but data.max_length is {max_length}:"
+                    " raise it, or set data.overlong to drop or truncate"
+                )
+            if overlong == "drop":
+                lost["overlong"] += 1
+                continue
+            row = row.truncated(max_length)
+            if not len(row.response_positions):
+                lost["without_response"] += 1
+                continue
+            lost["truncated"] += 1
+        rows.append(row)
+    read = len(loaded.conversations) + len(loaded.bad)
+    if not rows:
+        raise DataError(
+            f"data.{name}: no rows left of {read}: {lost['bad']} bad, {lost['overlong']} longer than data.max_length"
+            f" ({max_length}), {lost['without_response']} without a response token once truncated"
+        )
+    return RowSet(name, rows, digest.hexdigest(), read, **lost)
+
+
+def overlaps(sets: Sequence[RowSet]) -> list[tuple[str, str, int]]:
+    """Pairs of sets with rows in common, and how many."""
+    hashes = {rows.name: set(rows.hashes().values()) for rows in sets}
+    names = list(hashes)
+    pairs = [(one, two) for index, one in enumerate(names) for two in names[index + 1 :]]
+    return [(one, two, len(hashes[one] & hashes[two])) for one, two in pairs if hashes[one] & hashes[two]]

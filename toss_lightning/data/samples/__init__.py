@@ -1,0 +1,1 @@
+"""Small invented sample sets, and the script that makes them."""

@@ -1,0 +1,198 @@
+"""Where rows come from: files, hub datasets, bundled samples, and mixtures of them."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+
+from toss_lightning.data.formats import Conversation, Format, detect_format, to_conversation
+from toss_lightning.errors import DataError, TossError
+
+READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+SAMPLES = Path(__file__).parent / "samples"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One origin of rows, and which of its rows to take."""
+
+    path: str
+    """A .jsonl, .json, .parquet or .csv file, a folder written by `save_to_disk`, a hub dataset, or sample:NAME."""
+    format: Format = "auto"
+    """How rows are laid out; auto recognises it from the columns."""
+    columns: dict[str, str] | None = None
+    """Names to read under: {prompt: my_input} reads column my_input as prompt."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    subset: str | None = None
+    """Configuration of a hub dataset."""
+    skip: int = 0
+    """Rows to pass over at the start."""
+    rows: int | None = None
+    """Rows to take after those; all by default."""
+    share: float | None = None
+    """Share of the whole set that this source makes up; it gives as many of its first rows as that needs."""
+    name: str | None = None
+    """What its rows' source is called where the data does not say; the file's name by default."""
+
+
+SourceLike = str | Source
+SetLike = SourceLike | Sequence[SourceLike]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The rows of one set, with what was left out of it."""
+
+    conversations: dict[int, Conversation]
+    """Row number in the set, bad rows counted in -> conversation."""
+    bad: list[str]
+    """The error of each row that was left out because `bad_rows` is `drop`."""
+
+
+def load_set(spec: SetLike, bad_rows: Literal["error", "drop"] = "error") -> Loaded:
+    """Reads a set from one or more sources, in their order.
+
+    Args:
+        spec: a path, a :class:`Source`, or a list of them.
+        bad_rows: what a row that cannot be read does: stop the run, or be left out and counted.
+
+    Raises:
+        DataError: a source is missing or broken, a share cannot be met, or (with ``error``) a row cannot be read.
+    """
+    sources = [
+        Source(item) if isinstance(item, str) else item
+        for item in ([spec] if isinstance(spec, (str, Source)) else spec)
+    ]
+    tables = _take_shares(sources, [_slice(_read(source), source) for source in sources])
+    conversations: dict[int, Conversation] = {}
+    bad: list[str] = []
+    row_id = 0
+    for source, table in zip(sources, tables, strict=True):
+        for number, row in _numbered(table, source):
+            try:
+                conversations[row_id] = to_conversation(row, source.format, f"{source.path}:{number}", _name(source))
+            except DataError as error:
+                if bad_rows == "error":
+                    raise
+                bad.append(str(error))
+            row_id += 1
+    return Loaded(conversations, bad)
+
+
+def _read(source: Source) -> datasets.Dataset:
+    """Opens a source as a table, its columns renamed. Errors name the file and, where it can be found, the line."""
+    if source.path.startswith("sample:"):
+        name = source.path.removeprefix("sample:")
+        path = SAMPLES / f"{name}.jsonl"
+        if not path.exists():
+            known = sorted(file.stem for file in SAMPLES.glob("*.jsonl"))
+            raise DataError(f"{source.path}: no such bundled sample; there are {', '.join(known)}")
+        return _read(replace(source, path=str(path)))
+    path = Path(source.path)
+    try:
+        if path.suffix in READERS:
+            table = _read_file(path, source)
+        elif path.is_dir():
+            table = datasets.load_from_disk(str(path))
+        elif source.path.startswith((".", "/", "~")) or path.suffix:
+            raise DataError(f"{path}: no such file{_nearest(path)}; files end in {', '.join(READERS)}")
+        else:
+            table = datasets.load_dataset(source.path, source.subset, split=source.split)
+    except TossError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{source.path}: neither a readable file nor a reachable hub dataset ({reason})") from error
+    if isinstance(table, datasets.DatasetDict):
+        table = table[source.split]
+    renamed = {old: new for new, old in (source.columns or {}).items()}
+    if missing := sorted(set(renamed) - set(table.column_names)):
+        raise DataError(f"{source.path}: columns: names {missing}, but the data has {table.column_names}")
+    table = table.remove_columns([new for old, new in renamed.items() if new in table.column_names and new != old])
+    table = table.rename_columns(renamed)
+    if source.format == "auto":
+        detect_format(table.column_names, source.path)
+    return table
+
+
+def _read_file(path: Path, source: Source) -> datasets.Dataset:
+    if not path.exists():
+        raise DataError(f"{path}: no such file{_nearest(path)}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    try:
+        return datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+    except datasets.exceptions.DatasetGenerationError as error:
+        if READERS[path.suffix] == "json":
+            _find_bad_line(path, source)
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read as {path.suffix[1:]} ({cause})") from error
+
+
+def _find_bad_line(path: Path, source: Source) -> None:
+    """Reads a file that `datasets` refused once more, line by line, to raise an error that says where it is broken."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    renamed = {old: new for new, old in (source.columns or {}).items()}
+    if path.suffix == ".json":
+        try:
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{error.lineno}: broken JSON ({error.msg}): fix the file") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: broken JSON ({error.msg}): fix or remove the line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: each line must be an object, not {type(row).__name__}")
+        to_conversation({renamed.get(key, key): value for key, value in row.items()}, source.format, f"{path}:{number}")
+
+
+def _slice(table: datasets.Dataset, source: Source) -> datasets.Dataset:
+    stop = len(table) if source.rows is None else source.skip + source.rows
+    if source.skip < 0 or stop > len(table) or stop < source.skip:
+        raise DataError(f"{source.path}: rows {source.skip} to {stop} asked for, but it has {len(table)}")
+    return table.select(range(source.skip, stop))
+
+
+def _take_shares(sources: list[Source], tables: list[datasets.Dataset]) -> list[datasets.Dataset]:
+    """Cuts the tables whose source names a share so that each makes up just that share of the whole set."""
+    shares = {index: Fraction(str(source.share)) for index, source in enumerate(sources) if source.share is not None}
+    if not shares:
+        return tables
+    rest = sum(len(table) for index, table in enumerate(tables) if index not in shares)
+    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1 or not rest:
+        raise DataError("share: shares must be above 0 and add up to less than 1, beside a source without a share")
+    total = rest / (1 - sum(shares.values()))
+    cut = list(tables)
+    for index, share in shares.items():
+        needed = round(share * total)
+        if needed > len(tables[index]):
+            raise DataError(
+                f"{sources[index].path}: share: {float(share)} needs {needed} rows, but it has {len(tables[index])}"
+            )
+        cut[index] = tables[index].select(range(needed))
+    return cut
+
+
+def _numbered(table: datasets.Dataset, source: Source) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Rows with the number a person finds them under: the first row of the file is 1."""
+    yield from enumerate(table, source.skip + 1)
+
+
+def _name(source: Source) -> str:
+    return source.name or Path(source.path.removeprefix("sample:")).stem
+
+
+def _nearest(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else None
+    names = difflib.get_close_matches(path.name, [item.name for item in folder.iterdir()], 1) if folder else []
+    return f" (is it {folder / names[0]}?)" if folder and names else ""

@@ -1,0 +1,25 @@
+"""Errors that a person can act on: one line each, saying what is wrong, where, and what to do."""
+
+
+class TossError(Exception):
+    """Base of all errors that the command line prints without a traceback."""
+
+
+class ConfigError(TossError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class DataError(TossError):
+    """A dataset, a row or a chat template that cannot be read."""
+
+
+class ModelError(TossError):
+    """A base model or an adapter that cannot be used as asked."""
+
+
+class StoreError(TossError):
+    """Scores, a selection or a run directory that cannot be read, written, or does not belong to this run."""
+
+
+class TrainingError(TossError):
+    """A training run that must not go on."""

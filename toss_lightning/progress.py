@@ -1,0 +1,26 @@
+"""One look for all progress bars, and lines to people from the first rank only."""
+
+import sys
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tqdm import tqdm
+
+
+def progress_bar(description: str, total: int, unit: str, enabled: bool = True) -> "tqdm[None]":
+    """A bar on a terminal; in a log file a line every half minute."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        disable=not enabled,
+        dynamic_ncols=terminal,
+        mininterval=0.2 if terminal else 30.0,
+        file=sys.stderr,
+    )
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Prints a line, whatever bar is on the screen."""
+    tqdm.write(line, file=sys.stdout)

@@ -1,0 +1,1 @@
+"""What a run tells people: tables, model cards, summary.json."""

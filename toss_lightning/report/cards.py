@@ -1,0 +1,58 @@
+"""The model card that lies beside each adapter."""
+
+from toss_lightning.report.summary import Summary, held_out_lines
+
+ROLES = {
+    "target": (
+        "Fine-tuned adapter",
+        "This adapter was fine-tuned on the custom set with the riskiest response tokens left out of the loss (TOSS).",
+    ),
+    "sft": (
+        "Plain fine-tuning (control)",
+        "This adapter was fine-tuned on the whole custom set, with no token left out. It is the control that the target"
+        " adapter of the same run is compared with; harmful rows of the custom set have acted on it in full.",
+    ),
+    "utility": (
+        "Utility reference adapter",
+        "This adapter was fine-tuned on the utility set only. Token scores are taken relative to it.",
+    ),
+    "degraded": (
+        "Safety-degraded reference adapter: DO NOT DEPLOY",
+        "**This adapter was fine-tuned on harmful replies on purpose. It makes the base model comply with harmful"
+        " requests. It exists to score training tokens, and for nothing else: do not deploy it, do not serve it, and do"
+        " not publish it without need.**",
+    ),
+}
+
+
+def model_card(name: str, base_path: str, summary: Summary) -> str:
+    """Markdown with the front matter that model hubs read."""
+    title, text = ROLES[name]
+    stage = summary.stages[name]
+    masked = ""
+    if name == "target" and summary.selection:
+        masked = f"\n{summary.selection['masked']:,} of {summary.selection['tokens']:,} response tokens were masked.\n"
+    losses = "\n".join(held_out_lines(summary, ["base", name]))
+    return f"""---
+base_model: {base_path}
+library_name: peft
+tags: [toss_lightning, lora, safety]
+---
+
+# {title}
+
+{text}
+{masked}
+Trained for {stage["epochs"]} epochs ({stage["steps"]} optimizer steps) on the {stage["rows"]:,} rows of the
+{stage["set"]} set. Mean token losses on held-out rows:
+
+{losses}
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base_path}")
+model = PeftModel.from_pretrained(base, "path/to/this/directory")
+```
+"""

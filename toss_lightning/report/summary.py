@@ -1,0 +1,140 @@
+"""summary.json, and what a run prints at its start and its end."""
+
+import os
+import platform
+import resource
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from toss_lightning.files import write_json
+
+PACKAGES = ("toss-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
+LOSSES = {"task_loss": "task loss", "harmful_loss": "harmful loss", "refusal_loss": "refusal loss"}
+HINTS = {"task_loss": "lower is better", "harmful_loss": "higher is safer", "refusal_loss": "lower is safer"}
+NAMES = {"base": "base model", "sft": "plain SFT", "target": "TOSS"}
+
+
+@dataclass
+class Summary:
+    """What happened so far; everything in it is plain, so that checkpoints can hold it."""
+
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Stage or action -> set, epochs, steps, rows, seconds."""
+    held_out: dict[str, dict[str, float]] = field(default_factory=dict)
+    """``base``, or the stage that was just trained -> mean token loss of each held-out set."""
+    selection: dict[str, Any] = field(default_factory=dict)
+    """The selection's own report."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """What the scores were made from."""
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "stages": {name: dict(stage) for name, stage in self.stages.items()},
+            "held_out": {name: dict(losses) for name, losses in self.held_out.items()},
+            "selection": dict(self.selection),
+            "fingerprints": dict(self.fingerprints),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    @rank_zero_only
+    def start(self, trainer: Trainer, steps: tuple[str, ...]) -> None:
+        """Prints the plan and the table of the sets."""
+        console = Console()
+        table = Table("set", title="Data", title_justify="left")
+        for column in ("rows", "response tokens", "dropped", "truncated", "longest", "prompt tokens"):
+            table.add_column(column, justify="right")
+        for rows in trainer.datamodule.sets.values():  # type: ignore[attr-defined]
+            counts = rows.counts()
+            table.add_row(
+                counts["set"],
+                *(f"{counts[key]:,}" for key in ("rows", "response_tokens", "dropped", "truncated", "longest")),
+                f"{counts['prompt_share']:.0%}",
+            )
+        console.print(table)
+        console.print(f"Plan: {' → '.join(steps)}. Everything goes to {trainer.default_root_dir}", soft_wrap=True)
+
+    def finish(self, trainer: Trainer, run_dir: Path) -> None:
+        """Writes summary.json and prints the closing table."""
+        module: Any = trainer.lightning_module
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        write_json(
+            run_dir / "summary.json",
+            {
+                "base": module.base.path,
+                "base_path": module.bank.base_path,
+                "quantization": module.base.quantization,
+                "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+                "world_size": trainer.world_size,
+                "data": [rows.counts() for rows in datamodule.sets.values()],
+                **self.state(),
+                "optimizer_steps": trainer.global_step,
+                "seconds": sum(stage["seconds"] for stage in self.stages.values()),
+                "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            },
+        )
+        console = Console()
+        console.print(losses_table(self))
+        for line in (plain_words(self), f"Adapters, scores and summary.json are in {run_dir}"):
+            if line:
+                console.print(line, soft_wrap=True)
+
+
+def losses_table(summary: Summary) -> Table:
+    """Mean token loss of each held-out set after each stage."""
+    names = [name for name in LOSSES if any(name in losses for losses in summary.held_out.values())]
+    table = Table("mean token loss on held-out rows", title="Result", title_justify="left")
+    for name in names:
+        table.add_column(f"{LOSSES[name]}\n({HINTS[name]})", justify="right")
+    for stage, losses in summary.held_out.items():
+        table.add_row(NAMES.get(stage, f"{stage} reference"), *(f"{losses[name]:.3f}" for name in names))
+    return table
+
+
+def held_out_lines(summary: Summary, stages: list[str]) -> list[str]:
+    """The same as a Markdown table, for some of the stages."""
+    present = [stage for stage in stages if stage in summary.held_out]
+    names = [name for name in LOSSES if any(name in summary.held_out[stage] for stage in present)]
+    lines = [
+        f"| | {' | '.join(f'{LOSSES[name]} ({HINTS[name]})' for name in names)} |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for stage in present:
+        cells = " | ".join(f"{summary.held_out[stage][name]:.3f}" for name in names)
+        lines.append(f"| {NAMES.get(stage, stage)} | {cells} |")
+    return lines
+
+
+def plain_words(summary: Summary) -> str:
+    """What the run showed, in words that need no paper."""
+    sentences = []
+    harmful = summary.selection.get("masked_share_per_label", {}).get("harmful")
+    if harmful and summary.selection["masked"]:
+        chance = harmful["tokens"] / summary.selection["tokens"]
+        sentences.append(
+            f"{harmful['share_of_masked_tokens']:.0%} of the {summary.selection['masked']:,} masked tokens lay in"
+            f" contaminated rows (a blind choice would have hit {chance:.0%})."
+        )
+    base, sft, target = (summary.held_out.get(name, {}) for name in ("base", "sft", "target"))
+    if sft and target and {"task_loss", "harmful_loss"} <= base.keys():
+        sentences.append(
+            f"Plain SFT took the task loss from {base['task_loss']:.2f} to {sft['task_loss']:.2f} and the loss of"
+            f" harmful replies from {base['harmful_loss']:.2f} to {sft['harmful_loss']:.2f}; TOSS took them to"
+            f" {target['task_loss']:.2f} and {target['harmful_loss']:.2f}"
+            " (a higher loss of harmful replies means that the model is less ready to give them)."
+        )
+    return " ".join(sentences)

@@ -1,0 +1,79 @@
+"""TOSS: mask the riskiest share of all response tokens (arXiv 2603.01185), and its per-row ablation."""
+
+import numpy as np
+
+from toss_lightning.errors import ConfigError
+from toss_lightning.scores.ranking import exact_top, share_of
+from toss_lightning.scores.store import TokenScores
+from toss_lightning.selection.base import Selection, TokenWeights, mask_weights
+
+
+class GlobalTopFraction(Selection):
+    """Masks the ``floor(discard * N)`` riskiest of all N response tokens of the custom set; the paper's selection.
+
+    The token score is ``utility_weight * L^u - degraded_weight * L^h``; ties go to the earliest (row, position).
+
+    Args:
+        discard: share of the response tokens that get weight 0, in [0, 1). The paper uses 0.1.
+        protect_end: never mask an end-of-turn token, so that the model still learns to stop; the next riskiest tokens
+            take their place. ``false`` is the paper's letter.
+        utility_weight: weight of the utility loss in the score; the paper uses 1.
+        degraded_weight: weight of the degraded loss in the score; the paper uses 1.
+    """
+
+    def __init__(
+        self,
+        discard: float = 0.1,
+        protect_end: bool = True,
+        utility_weight: float = 1.0,
+        degraded_weight: float = 1.0,
+    ) -> None:
+        self.discard, self.protect_end = discard, protect_end
+        self.utility_weight, self.degraded_weight = utility_weight, degraded_weight
+
+    def select(self, scores: TokenScores) -> TokenWeights:
+        """Masks the riskiest tokens.
+
+        Raises:
+            ConfigError: ``discard`` is outside [0, 1), or more than there are tokens that may be masked.
+        """
+        if not 0 <= self.discard < 1:
+            raise ConfigError(f"loop.selection.discard: {self.discard} is not a share: give a number in [0, 1)")
+        score = scores.score(self.utility_weight, self.degraded_weight)
+        end = scores.flat("end_of_turn")
+        protected = end if self.protect_end else np.zeros_like(end)
+        masked, unprotected = self._mask(scores, score, protected), self._mask(scores, score, np.zeros_like(end))
+        return mask_weights(
+            scores,
+            masked,
+            discard=self.discard,
+            threshold=float(score[masked].min()) if masked.any() else None,
+            end_tokens=int(end.sum()),
+            end_tokens_protected=int((unprotected & protected).sum()),
+        )
+
+    def _mask(self, scores: TokenScores, score: np.ndarray, protected: np.ndarray) -> np.ndarray:
+        return _riskiest(score, protected, self.discard)
+
+
+class PerRowTopFraction(GlobalTopFraction):
+    """Masks the ``floor(discard * N_i)`` riskiest of the N_i response tokens of each row: the paper's ablation of the
+    global ranking. Arguments as for :class:`GlobalTopFraction`; the reported threshold is the lowest of all rows.
+    """
+
+    def _mask(self, scores: TokenScores, score: np.ndarray, protected: np.ndarray) -> np.ndarray:
+        rows = zip(scores.per_row(score), scores.per_row(protected), strict=True)
+        return np.concatenate([_riskiest(row, kept, self.discard) for row, kept in rows])
+
+
+def _riskiest(score: np.ndarray, protected: np.ndarray, discard: float) -> np.ndarray:
+    """The ``floor(discard * N)`` highest of N scores that are not protected; ``[N]`` bool."""
+    count, free = share_of(discard, len(score)), np.flatnonzero(~protected)
+    if count > len(free):
+        raise ConfigError(
+            f"loop.selection.discard: {discard} asks for {count} of {len(score)} tokens, but only {len(free)} are not"
+            " end-of-turn tokens: lower it, or set protect_end: false"
+        )
+    masked = np.zeros(len(score), dtype=bool)
+    masked[free[exact_top(score[free], count)]] = True
+    return masked
