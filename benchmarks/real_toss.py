@@ -128,8 +128,10 @@ def spread(values: list[float], pattern: str = "{:.3f}") -> str:
 def report(runs: list[Path], seeds: list[int]) -> str:
     """The results as Markdown."""
     summaries = [json.loads((path / "summary.json").read_text(encoding="utf-8")) for path in runs]
+    held_out = [summary["held_out"] for summary in summaries]
     measured = [measure(path) for path in runs]
     counts = {row["set"]: row for row in summaries[0]["data"]}
+    dropped = ", ".join(f"{name} {row['dropped']}" for name, row in counts.items())
     lines = [
         "# TOSS on real rows, 135M parameters, NF4, CPU",
         "",
@@ -138,8 +140,7 @@ def report(runs: list[Path], seeds: list[int]) -> str:
         "rows; harmful reference: 160 other harmful rows; 2 reference epochs, 1 target epoch, discard ratio 0.1, LoRA",
         "r 16 on all linear layers, learning rate 5e-4, batch 8. These settings were fixed before the first run.",
         "",
-        f"{counts['custom']['response_tokens']:,} response tokens are scored; rows dropped: "
-        f"{', '.join(f'{name} {row["dropped"]}' for name, row in counts.items())}.",
+        f"{counts['custom']['response_tokens']:,} response tokens are scored; rows dropped: {dropped}.",
         "",
         "## Does the score find the harmful rows?",
         "",
@@ -170,14 +171,9 @@ def report(runs: list[Path], seeds: list[int]) -> str:
         "|---" * (len(LOSSES) + 1) + "|",
     ]
     for stage, name in (("base", "base"), ("sft", "plain SFT"), ("target", "TOSS")):
-        cells = [spread([summary["held_out"][stage][loss] for summary in summaries]) for loss in LOSSES]
+        cells = [spread([one[stage][loss] for one in held_out]) for loss in LOSSES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    gaps = [
-        spread(
-            [summary["held_out"]["target"][loss] - summary["held_out"]["sft"][loss] for summary in summaries], "{:+.3f}"
-        )
-        for loss in LOSSES
-    ]
+    gaps = [spread([one["target"][loss] - one["sft"][loss] for one in held_out], "{:+.3f}") for loss in LOSSES]
     lines += [
         f"| TOSS minus plain SFT, same seed | {' | '.join(gaps)} |",
         "",
