@@ -1,12 +1,14 @@
 """The ``toss`` command: help and first checks without torch, then the LightningCLI."""
 
 import difflib
+import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -53,8 +55,8 @@ VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
   --loop.selection.discard X   share of the response tokens to mask
   --loop.epochs N
   --trainer.devices N      and every other argument of lightning.Trainer
-  --print_config           every key with its value, instead of running; --print_config=comments explains them
-  --help-all               every key (slow)
+  --print_config           every key with its value, instead of running
+  --help-all               every key with its explanation (slow); --loop.help, --model.help: those of one class
 """
 
 
@@ -77,9 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(VERB_HELP.format(verb=verb, text=VERBS[verb]))
             return 0
         args = ["--help" if arg == "--help-all" else arg for arg in args]
-        args = with_run_dir(with_configs(args))
-        # the parser would take these from the process's own command line
-        sys.argv[1:] = []
+        args = with_configs(args)
+        if not any(arg.startswith("--print_config") for arg in args):
+            args = with_run_dir(args)
+        # at import it asks CPU users for a package that only makes it faster
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from toss_lightning.lightning_cli import run
 
         run(args)
@@ -121,36 +125,60 @@ def find_config(name: str) -> Path:
         ConfigError: there is no such file.
     """
     ours = configs_directory()
-    for path in (Path(name), ours / name.removeprefix("configs/"), ours / f"{name.removeprefix('configs/')}.yaml"):
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    for path in (Path(name), ours / f"{short}.yaml"):
         if path.is_file():
             return path
-    known = [str(path.relative_to(ours)) for path in ours.rglob("*.yaml")]
-    near = difflib.get_close_matches(name.removeprefix("configs/"), known, 1, 0.5)
-    hint = f"did you mean configs/{near[0]}?" if near else "give the path of a YAML file"
+    known = {str(path.relative_to(ours).with_suffix("")): path for path in sorted(ours.rglob("*.yaml"))}
+    near = difflib.get_close_matches(short, known, 1, 0.5)
+    near = near or [stem for stem, path in known.items() if path.stem == Path(short).stem]
+    hint = f"did you mean configs/{near[0]}.yaml?" if near else "give the path of a YAML file"
     raise ConfigError(f"--config {name}: no such file; {hint}")
 
 
 def with_configs(args: Sequence[str]) -> list[str]:
-    """Resolves every --config, and puts the demo in where there is none.
+    """Resolves every --config, puts them before all other options, which win, and takes the demo where there is none.
 
     Raises:
-        ConfigError: a file is missing.
+        ConfigError: a file is missing or is not YAML.
     """
-    resolved: list[str] = []
-    rest = iter(args)
+    configs: list[Path] = []
+    options: list[str] = []
+    rest = iter(args[1:])
     for arg in rest:
-        name, _, value = arg.partition("=")
+        name, equals, value = arg.partition("=")
         if name in ("--config", "-c"):
-            value = value or next(rest, "")
-            resolved.append(f"--config={find_config(value)}")
+            value = value if equals else next(rest, "")
+            if not value or value.startswith("--"):
+                raise ConfigError(f"{name}: needs the path of a YAML file")
+            configs.append(find_config(value))
         else:
-            resolved.append(arg)
-    if not config_paths(resolved) and "--help" not in resolved:
-        demo = configs_directory() / "demo.yaml"
-        if not any(arg.startswith("--print_config") for arg in resolved):
-            print(f"No --config given: running {_shown(demo)}")
-        resolved.insert(1, f"--config={demo}")
-    return resolved
+            options.append(arg)
+    if not configs and "--help" not in options:
+        configs = [configs_directory() / "demo.yaml"]
+        if not any(arg.startswith("--print_config") for arg in options):
+            print(f"No --config given: running {_shown(configs[0])}")
+    for path in configs:
+        read_config(path)
+    return [args[0], *(f"--config={path}" for path in configs), *options]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a configuration file says.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({error.problem})") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: no keys in it: it should look like demo.yaml")
+    return content
 
 
 def config_paths(args: Sequence[str]) -> list[Path]:
@@ -166,9 +194,12 @@ def with_run_dir(args: list[str]) -> list[str]:
             the run differently.
     """
     configs = config_paths(args)
-    if any(arg.partition("=")[0] == "--run_dir" for arg in args) or any(map(_names_run, configs)):
+    if any(arg.partition("=")[0] == "--run_dir" for arg in args) or any(
+        read_config(path).get("run_dir") for path in configs
+    ):
         return args
     last = "--ckpt_path=last" in args or ("--ckpt_path", "last") in pairwise(args)
+    last = last or any(read_config(path).get("ckpt_path") == "last" for path in configs)
     stem = configs[0].stem if configs else "run"
     # processes that Lightning starts for further devices inherit the name
     if (name := os.environ.get("TOSS_RUN_DIR")) is None:
@@ -185,16 +216,6 @@ def with_run_dir(args: list[str]) -> list[str]:
             name = f"runs/{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         os.environ["TOSS_RUN_DIR"] = name
     return [*args, f"--run_dir={name}"]
-
-
-def _names_run(config: Path) -> bool:
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f":{where.line + 1}" if where else ""
-        raise ConfigError(f"{config}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    return isinstance(content, dict) and content.get("run_dir") is not None
 
 
 def _shown(path: Path) -> str:

@@ -1,74 +1,278 @@
-"""What the configuration parser complains about, in one line with the nearest valid name."""
+"""What is wrong in a configuration that the parser refused: one line, with the nearest valid name.
 
+jsonargparse nests its message over many lines. So the files and the options are walked once more, in the order in which
+they overlay, along the types of what they configure. Whether one value fits its type is asked of jsonargparse itself.
+"""
+
+import collections.abc
 import dataclasses
 import difflib
+import importlib
 import inspect
 import re
+import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-UNKNOWN_KEY = (
-    re.compile(r"Option '([\w.]+)' is not accepted"),
-    re.compile(r"does not accept option '([\w.]+)'"),
-    re.compile(r"unrecognized arguments: --([\w.]+)"),
-)
-UNKNOWN_CLASS = (
-    re.compile(r"Expected a dot import path string: (\S+)"),
-    re.compile(r"(?:Problem with given class_path|Unable to import|No module named|Import path) '([\w.]+)'"),
-)
-WRONG_VALUE = re.compile(r"Expected a (?:<class '(\w+)'>|(.+?))\. Got value: (.+)")
+import yaml
+from jsonargparse import ArgumentParser
+
+CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
+LISTS = (list, set, collections.abc.Sequence, collections.abc.Iterable)
 
 
-def explain(message: str, parser: Any, classes: Mapping[str, type]) -> str:
-    """Turns a parser's error into one line.
+def explain(
+    sources: Iterable[tuple[str, Mapping[str, Any]]], kinds: Mapping[str, Any], classes: Mapping[str, type]
+) -> str:
+    """Finds the first thing that is wrong.
 
     Args:
-        message: what jsonargparse says, often nested over many lines.
-        parser: the subcommand's parser, for the keys that there are.
-        classes: bare name -> class, for the class paths that there are.
+        sources: name -> content of each file, and ``--`` -> what the options say.
+        kinds: top-level key -> its type.
+        classes: key -> the class that is configured there where nobody names one.
+
+    Returns:
+        One line, or nothing where everything looks right from here.
     """
-    keys = re.findall(r'Parser key "([\w.]+)"', message)
-    for pattern in UNKNOWN_KEY:
-        if found := pattern.search(message):
-            return _unknown_key(found[1], message, keys[0] if keys else "", parser, classes)
-    values = list(WRONG_VALUE.finditer(message))
-    if values and (len(keys) > 1 or "import path" not in message):
-        kind, value = values[-1][1] or values[-1][2], values[-1][3].strip()
-        return f"{'.'.join(keys)}: expected {kind}, got {value!r}"
-    for pattern in UNKNOWN_CLASS:
-        if found := pattern.search(message):
-            where = ".".join(dict.fromkeys(keys)) or "class_path"
-            return f"{where}: no class {found[1]!r}{_nearest(found[1].rpartition('.')[2], classes)}"
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    return " ".join(lines[:3])
+    walk = _Walk(kinds, dict(classes))
+    for name, content in sources:
+        walk.place = name
+        for problem in walk.fields("", content, kinds):
+            return problem
+    return ""
 
 
-def _unknown_key(key: str, message: str, under: str, parser: Any, classes: Mapping[str, type]) -> str:
-    if group := re.search(r"Group '([\w.]+)' does not accept option", message):
-        key = f"{group[1]}.{key}"
-    inside = re.findall(r"Problem with given class_path '([\w.]+)'", message)
-    if inside and inside[-1].rpartition(".")[2] in classes:
-        owner = inside[-1].rpartition(".")[2]
-        known = list(_parameters(classes[owner]))
-        return f"{under}: {owner} has no {key!r}{_nearest(key, known)}"
-    known = [*parser.get_defaults().keys(), "model", "data", "loop", "trainer", "config"]
-    return f"unknown key {key!r}{_nearest(key, known)}"
+def one_line(message: str) -> str:
+    """The parser's own message, shortened, for what :func:`explain` cannot explain."""
+    return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))[:300]
 
 
-def _parameters(owner: type) -> Iterator[str]:
-    """Names of what a class takes, fields of its dataclass arguments included."""
-    hints = typing.get_type_hints(owner.__init__)
-    for name in inspect.signature(owner).parameters:
-        yield name
-        kind = hints.get(name)
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from (f"{name}.{field.name}" for field in dataclasses.fields(kind))
+def read_options(args: Sequence[str]) -> dict[str, Any]:
+    """What options say, nested as in YAML. Lists and mappings are read; all other values stay text.
+
+    Raises:
+        ValueError: an argument is no option, or an option lacks its value; the message says which.
+    """
+    content: dict[str, Any] = {}
+    rest = list(args)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not option.startswith("--"):
+            raise ValueError(f"unexpected argument {option!r}: an option looks like --loop.epochs 2")
+        if option in ("--config", "--print_config", "--help") or option.endswith(".help"):
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"{option}: needs a value")
+            value = rest.pop(0)
+        read: Any = yaml.safe_load(value) if value[:1] in ("[", "{") else value
+        *path, last = option[2:].split(".")
+        inner = content
+        for key in path:
+            inner = _opened(inner, key)
+        if last.endswith("+"):
+            last = last[:-1]
+            read = [*(inner[last] if isinstance(inner.get(last), list) else []), read]
+        inner[last] = read
+    return content
 
 
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    if not close:
-        last = {str(item).rpartition(".")[2]: str(item) for item in known}
-        close = [last[item] for item in difflib.get_close_matches(name.rpartition(".")[2], list(last), 1, 0.5)]
-    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(sorted(map(str, known))[:12])}"
+def _opened(holder: Any, key: Any) -> dict[str, Any]:
+    """The mapping that ``--a.b`` writes into, after ``--a Some.Class`` or ``--a+ Some.Class`` too."""
+    value = holder[key] if key in holder or key == -1 else {}
+    if isinstance(value, list) and value:
+        return _opened(value, -1)
+    holder[key] = value if isinstance(value, dict) else {"class_path": value}
+    return holder[key]
+
+
+class _Walk:
+    """Keeps which class is configured at which key while the sources overlay."""
+
+    def __init__(self, kinds: Mapping[str, Any], classes: dict[str, type]) -> None:
+        self.kinds, self.classes, self.place = kinds, classes, "--"
+
+    def say(self, key: str, text: str) -> str:
+        return f"--{key}{text}" if self.place == "--" else f"{self.place}: {key}{text}"
+
+    def fields(self, under: str, content: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
+        for name, value in content.items():
+            name, _, inner = str(name).partition(".")
+            key = f"{under}.{name}".lstrip(".")
+            if name in known:
+                yield from self.value(key, {inner: value} if inner else value, known[name])
+            elif deeper := [path for path in self.paths(under, known) if path.rpartition(".")[2] == name]:
+                yield self.say(key, f": no such key; did you mean {deeper[0]}?")
+            elif near := _near(name, known):
+                yield self.say(key, f": no such key; did you mean {f'{under}.{near}'.lstrip('.')}?")
+            else:
+                yield self.say(key, f": no such key; there is {_listed(known)}")
+
+    def paths(self, under: str, known: Mapping[str, Any]) -> Iterator[str]:
+        """Every key below ``under``, as it is configured by now."""
+        for name, kind in known.items():
+            key = f"{under}.{name}".lstrip(".")
+            yield key
+            for one in _members(kind):
+                owner = self.classes.get(key, one if _is_group(one) else None)
+                yield from self.paths(key, _parameters(owner)[0]) if owner else ()
+
+    def value(self, key: str, value: Any, kind: Any) -> Iterator[str]:
+        members = _members(kind)
+        groups, classes = [one for one in members if _is_group(one)], [one for one in members if _is_class(one)]
+        items = [arg for one in members if typing.get_origin(one) in LISTS for arg in typing.get_args(one)]
+        if isinstance(value, dict) and (groups or classes):
+            yield from self.mapping(key, value, groups, classes)
+        elif isinstance(value, dict) and items and dict not in map(typing.get_origin, members):
+            yield from self.value(key, value, items[0])  # of the last item of the list
+        elif isinstance(value, list) and items:
+            for item in value:
+                yield from self.value(key, item, typing.Union[tuple(items)])  # noqa: UP007
+        elif isinstance(value, str) and classes and not {str, bool} & set(members):
+            yield from self.chosen(key, value, classes)
+        elif not _fits(value, kind):
+            yield self.say(key, _expected(value, kind))
+
+    def mapping(self, key: str, value: dict[str, Any], groups: list[Any], classes: list[Any]) -> Iterator[str]:
+        if isinstance(path := value.get("class_path"), str):
+            yield from self.chosen(key, path, [*classes, *groups])
+        owner = self.classes.get(key) or next(iter(groups), None)
+        if owner is None and not all(map(inspect.isabstract, classes)):
+            owner = classes[0]
+        if owner is None:
+            yield self.say(key, f": say which class: class_path is one of {_listed(_subclasses(classes))}")
+            return
+        known, is_open = _parameters(owner)
+        content = {name: item for name, item in value.items() if name not in CLASS_KEYS}
+        content |= value["init_args"] if isinstance(value.get("init_args"), dict) else {}
+        yield from self.fields(
+            key, {name: item for name, item in content.items() if name in known or not is_open}, known
+        )
+
+    def chosen(self, key: str, path: str, classes: Sequence[Any]) -> Iterator[str]:
+        """Takes note of a class that is named, or says why it cannot be had."""
+        module, _, name = path.rpartition(".")
+        known = _subclasses(classes)
+        found: Any = known.get(name)
+        if module:
+            try:
+                found = getattr(importlib.import_module(module), name, None)
+            except ImportError as error:
+                yield self.say(key, f": cannot import {module} ({error})")
+                return
+        if found is None:
+            near = _near(name, known)
+            where = f"no {name} in {module}" if module else f"no class {name}"
+            yield self.say(key, f": {where}; " + (f"did you mean {near}?" if near else f"there is {_listed(known)}"))
+        elif isinstance(found, type) and not issubclass(found, tuple(classes)):
+            yield self.say(key, f": {name} is not a {classes[0].__name__}; there is {_listed(known)}")
+        elif isinstance(found, type):
+            self.classes[key] = found
+
+
+def _near(name: str, known: Iterable[str]) -> str | None:
+    by_form = {one.replace("_", "").lower(): one for one in known}
+    form = name.replace("_", "").replace("-", "").lower()
+    close = difflib.get_close_matches(form, by_form, 1, 0.6)
+    close = close or [one for one in by_form if form.startswith(one) or one.startswith(form)]
+    return by_form[close[0]] if close else None
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+
+
+def _members(kind: Any) -> list[Any]:
+    """The types of a union; what a callable type returns stands for it."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return [member for one in typing.get_args(kind) for member in _members(one)]
+    if origin is collections.abc.Callable:
+        return _members(typing.get_args(kind)[-1])
+    return [kind]
+
+
+def _is_group(kind: Any) -> bool:
+    """A fixed set of keys: a dataclass, or the Trainer."""
+    return dataclasses.is_dataclass(kind) or getattr(kind, "__name__", "") == "Trainer"
+
+
+def _is_class(kind: Any) -> bool:
+    """A class whose subclasses are named by class_path."""
+    plain = not isinstance(kind, type) or kind.__module__ in ("builtins", "datetime", "pathlib", "enum")
+    return not plain and not _is_group(kind) and not typing.get_origin(kind)
+
+
+def _subclasses(classes: Sequence[Any], given: bool = True) -> dict[str, type]:
+    """Bare name -> class, for what can be named where one of ``classes`` is asked for."""
+    found: dict[str, type] = {}
+    for one in classes:
+        # Lightning's own base classes are there to be derived from
+        base = inspect.isabstract(one) or (given and one.__module__.startswith("lightning."))
+        if not base and not one.__name__.startswith("_"):
+            found[one.__name__] = one
+        found |= _subclasses(one.__subclasses__(), given=False)
+    return found
+
+
+def _parameters(owner: Any) -> tuple[dict[str, Any], bool]:
+    """Names and types of what a class takes, and whether it takes further names of which nothing is known."""
+    known: dict[str, Any] = {}
+    for base in inspect.getmro(owner):
+        if "__init__" not in vars(base):
+            continue
+        try:
+            hints = typing.get_type_hints(base.__init__)
+        except (NameError, TypeError):
+            hints = {}
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        kinds = {one.kind for one in parameters}
+        for one in parameters:
+            if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
+                known.setdefault(one.name, hints.get(one.name, Any))
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            return known, False
+    return known, True
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_argument("--value", type=kind)
+    except ValueError:
+        return True
+    try:
+        parser.parse_object({"value": value})
+    except (ArgumentError, TypeError):
+        return False
+    return True
+
+
+def _expected(value: Any, kind: Any) -> str:
+    choices = [
+        str(choice) for one in _members(kind) if typing.get_origin(one) is Literal for choice in typing.get_args(one)
+    ]
+    if choices:
+        near = _near(str(value), choices)
+        return f": {value} is not one of {', '.join(choices)}" + (f"; did you mean {near}?" if near else "")
+    return f": expected {_words(kind)}, got {value!r}"
+
+
+def _words(kind: Any) -> str:
+    """A type in words that stand in YAML's world."""
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    args = typing.get_args(kind)
+    if kind in names:
+        return names[kind]
+    if len(members := _members(kind)) > 1:
+        return " or ".join(dict.fromkeys(map(_words, members)))
+    if typing.get_origin(kind) in LISTS:
+        return f"a list, each {_words(args[0])}"
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {len(args)}: {', '.join(map(_words, args))}"
+    if typing.get_origin(kind) is dict or _is_group(kind):
+        return "keys and values"
+    return "a class_path" if _is_class(kind) else re.sub(r"\b(typing|collections\.abc)\.", "", str(kind))

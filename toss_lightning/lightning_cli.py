@@ -1,32 +1,38 @@
 """The LightningCLI behind ``fit`` and ``validate``; importing it loads torch."""
 
+import inspect
 import logging
+import typing
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from toss_lightning import data, loops, models, selection
-from toss_lightning.cli_errors import explain
+from toss_lightning.cli import config_paths, read_config
+from toss_lightning.cli_errors import explain, one_line, read_options
+from toss_lightning.data import TossDataModule
 from toss_lightning.errors import ConfigError
 from toss_lightning.files import write_text
-from toss_lightning.loops.trainer import DEFAULTS, make_trainer
+from toss_lightning.loops import TossProLoop
+from toss_lightning.loops.trainer import DEFAULTS, LoopFactory, make_trainer
+from toss_lightning.models import WeightedLoraModule
+from toss_lightning.selection import GlobalTopFraction
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-CLASSES: dict[str, type] = {
-    name: getattr(module, name)
-    for module in (data, loops, models, selection)
-    for name in module.__all__
-    if isinstance(getattr(module, name), type)
+CLASSES = {
+    "model": WeightedLoraModule,
+    "data": TossDataModule,
+    "loop": TossProLoop,
+    "loop.selection": GlobalTopFraction,
 }
-"""Bare class name, as YAML may give it -> class."""
+"""Key -> the class that is configured there where nobody names one."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -35,7 +41,8 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning on the first rank."""
         name = "config.yaml" if stage == "fit" else f"config-{stage}.yaml"
-        text = self.parser.dump(self.config, skip_none=False)
+        # without the checkpoint: the file is to repeat the run, not to resume it
+        text = self.parser.dump(Namespace({**vars(self.config), "ckpt_path": None}), skip_none=False)
         write_text(Path(trainer.default_root_dir) / name, text)
 
 
@@ -43,7 +50,7 @@ class TossCLI(LightningCLI):
     """Module, datamodule and loop are given by class_path, and every selection inside the loop."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        options = {"allow_abbrev": False, "exit_on_error": False}
+        options: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -51,7 +58,7 @@ class TossCLI(LightningCLI):
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             trainer_defaults=DEFAULTS,
             seed_everything_default=1,
-            parser_kwargs={**options, **{name: dict(options) for name in self.subcommands()}},
+            parser_kwargs={**options, "prog": "toss", **{name: dict(options) for name in self.subcommands()}},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -68,16 +75,10 @@ class TossCLI(LightningCLI):
         """Adds the run directory and the loop, and the classes to use where none is named."""
         parser.add_argument("--run_dir", type=str, default=None, help="Directory of this run; runs/<config>-<time>")
         parser.add_argument("--checkpoint_every", type=int, default=50, help="Optimizer steps between checkpoints")
-        parser.add_argument(
-            "--loop", type=Callable[[Trainer], _FitLoop], help="The plan: which adapters are trained, in which order"
-        )
-        parser.set_defaults(
-            {
-                "model": {"class_path": "toss_lightning.models.WeightedLoraModule"},
-                "data": {"class_path": "toss_lightning.data.TossDataModule"},
-                "loop": {"class_path": "toss_lightning.loops.TossProLoop"},
-            }
-        )
+        parser.add_argument("--loop", type=LoopFactory, help="The plan: which adapters are trained, in which order")
+        paths = {key: {"class_path": f"{kind.__module__}.{kind.__name__}"} for key, kind in CLASSES.items()}
+        paths["loop"]["init_args"] = {"selection": paths.pop("loop.selection")}
+        parser.set_defaults(paths)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and says in one line what is wrong.
@@ -87,8 +88,23 @@ class TossCLI(LightningCLI):
         """
         try:
             self.config = parser.parse_args(args)
-        except ArgumentError as error:
-            raise ConfigError(explain(str(error), self._subcommand_parsers[args[0]], CLASSES)) from error
+            if not isinstance(self.config[args[0]].trainer, Namespace):
+                raise ValueError("trainer: expected keys and values")
+        except (ArgumentError, ValueError) as error:
+            raise ConfigError(_explain(args) or one_line(str(error))) from error
+        config = self.config[args[0]]
+        _check_checkpoint(config.ckpt_path, config.run_dir)
+
+    def instantiate_classes(self) -> None:
+        """Builds everything; what a constructor raises comes out as it is."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # where a union is expected, jsonargparse tells of each type that did not fit
+            reason: BaseException = error
+            while str(reason).startswith("Does not validate") and reason.__cause__ is not None:
+                reason = reason.__cause__
+            raise reason from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer around the loop and the run directory."""
@@ -97,20 +113,58 @@ class TossCLI(LightningCLI):
         save = self.save_config_callback(self._parser(self.subcommand), config, **self.save_config_kwargs)
         given = settings.pop("callbacks", None) or []
         settings.pop("default_root_dir", None)
-        return make_trainer(
-            self._get(self.config_init, "run_dir") or "runs/unnamed",
-            self._get(self.config_init, "loop"),
-            self._get(self.config_init, "checkpoint_every"),
-            callbacks=[*(given if isinstance(given, list) else [given]), save],
-            **settings,
-        )
+        try:
+            return make_trainer(
+                self._get(self.config_init, "run_dir") or "runs/unnamed",
+                self._get(self.config_init, "loop"),
+                self._get(self.config_init, "checkpoint_every"),
+                callbacks=[*(given if isinstance(given, list) else [given]), save],
+                **settings,
+            )
+        except (MisconfigurationException, ValueError) as error:
+            if isinstance(error, ValueError) and not str(error).startswith("You selected an invalid"):
+                raise
+            raise ConfigError(f"trainer: {one_line(str(error))}") from error
+
+
+def _explain(args: Sequence[str]) -> str:
+    """What is wrong in the files and options of a command that the parser refused."""
+    verb = inspect.signature(getattr(Trainer, args[0]))
+    hints = typing.get_type_hints(getattr(Trainer, args[0]))
+    skipped = TossCLI.subcommands()[args[0]]
+    kinds = {
+        "model": LightningModule,
+        "data": LightningDataModule,
+        "trainer": Trainer,
+        "loop": LoopFactory,
+        "run_dir": str | None,
+        "checkpoint_every": int,
+        "seed_everything": bool | int,
+        **{name: hints[name] for name in verb.parameters if name not in {"self", *skipped}},
+    }
+    try:
+        options = read_options(args[1:])
+    except ValueError as error:
+        return str(error)
+    files = [(str(path), read_config(path)) for path in config_paths(args)]
+    return explain([*files, ("--", options)], kinds, CLASSES)
+
+
+def _check_checkpoint(ckpt_path: str | None, run_dir: str | None) -> None:
+    """Lightning starts afresh where ``last`` finds nothing."""
+    if ckpt_path == "last":
+        if not any(Path(run_dir or ".").rglob("last*.ckpt")):
+            raise ConfigError(
+                f"--ckpt_path last: {run_dir} has no checkpoint: leave it out to start from the beginning"
+            )
+    elif ckpt_path and "://" not in str(ckpt_path) and not Path(ckpt_path).exists():
+        raise ConfigError(f"--ckpt_path {ckpt_path}: no such file; give a .ckpt file, or last")
 
 
 def quiet() -> None:
     """Leaves out what libraries say at every start and nobody can act on."""
-    for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes", "torch.distributed"):
+    for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*module.s. in eval mode at the start of training.*",

@@ -196,12 +196,12 @@ class BatchLoader(DataLoader[dict[str, Any]]):
             self.batches.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of this epoch were served."""
-        return {"served": self.served}
+        """How many batches of this epoch were served; none of the next one once all were."""
+        return {"served": self.served % max(1, len(self))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Passes over the batches that were served before."""
-        self._skip = state["served"]
+        self.served = self._skip = state["served"]
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

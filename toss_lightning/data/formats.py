@@ -45,6 +45,15 @@ def detect_format(columns: Iterable[str], where: str) -> Format:
         DataError: the columns fit none; the message lists what would.
     """
     names = set(columns)
+    if format := _fitting(names):
+        return format
+    raise DataError(
+        f"{where}: columns {sorted(names)} fit no known format; expected messages, conversations, instruction + output,"
+        " or prompt + completion: rename yours, for example columns: {prompt: my_input, completion: my_output}"
+    )
+
+
+def _fitting(names: set[str]) -> Format | None:
     if "messages" in names:
         return "messages"
     if "conversations" in names:
@@ -53,10 +62,7 @@ def detect_format(columns: Iterable[str], where: str) -> Format:
         return "alpaca"
     if names.intersection(PROMPT_COLUMNS) and names.intersection(COMPLETION_COLUMNS):
         return "prompt_completion"
-    raise DataError(
-        f"{where}: columns {sorted(names)} fit no known format; expected messages, conversations, instruction + output,"
-        " or prompt + completion: rename yours, for example columns: {prompt: my_input, completion: my_output}"
-    )
+    return None
 
 
 def to_conversation(row: Mapping[str, Any], format: Format, where: str, source: str | None = None) -> Conversation:
@@ -72,7 +78,7 @@ def to_conversation(row: Mapping[str, Any], format: Format, where: str, source: 
         DataError: unknown columns or roles, a reply that is missing, empty or not a string.
     """
     if format == "auto":
-        format = detect_format((name for name, value in row.items() if value is not None), where)
+        format = _fitting({name for name, value in row.items() if value is not None}) or detect_format(row, where)
     messages = tuple(_READERS[format](row, where))
     for message in messages:
         if message.role == "assistant" and not message.content.strip():
@@ -124,7 +130,7 @@ def _turns(turns: Any, role_key: str, text_key: str, where: str) -> Iterable[Mes
             raise DataError(
                 f"{where}: turn {number} has no {role_key!r}: each turn needs {role_key!r} and {text_key!r}"
             )
-        role = ROLES.get(turn[role_key])
+        role = ROLES.get(str(turn[role_key]))
         if role is None:
             raise DataError(f"{where}: unknown role {turn[role_key]!r} in turn {number}; known: {', '.join(ROLES)}")
         yield Message(role, _text(turn.get(text_key), "reply" if role == "assistant" else role, where))

@@ -1,5 +1,6 @@
 """Where rows come from: files, hub datasets, bundled samples, and mixtures of them."""
 
+import csv
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import pyarrow
 
 from toss_lightning.data.formats import Conversation, Format, detect_format, to_conversation
 from toss_lightning.errors import DataError, TossError
@@ -94,12 +96,14 @@ def _read(source: Source) -> datasets.Dataset:
             known = sorted(file.stem for file in SAMPLES.glob("*.jsonl"))
             raise DataError(f"{source.path}: no such bundled sample; there are {', '.join(known)}")
         return _read(replace(source, path=str(path)))
-    path = Path(source.path)
+    path = Path(source.path).expanduser()
     try:
-        if path.suffix in READERS:
+        if path.suffix.lower() in READERS:
             table = _read_file(path, source)
         elif path.is_dir():
             table = datasets.load_from_disk(str(path))
+        elif path.is_file():
+            raise DataError(f"{path}: unknown kind of file; files end in {', '.join(READERS)}")
         elif source.path.startswith((".", "/", "~")) or path.suffix:
             raise DataError(f"{path}: no such file{_nearest(path)}; files end in {', '.join(READERS)}")
         else:
@@ -107,14 +111,17 @@ def _read(source: Source) -> datasets.Dataset:
     except TossError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{source.path}: neither a readable file nor a reachable hub dataset ({reason})") from error
+        raise DataError(
+            f"{source.path}: neither a readable file nor a reachable hub dataset ({_first_line(error)})"
+        ) from error
     if isinstance(table, datasets.DatasetDict):
+        if source.split not in table:
+            raise DataError(f"{source.path}: split: no {source.split!r}; there are {', '.join(table)}")
         table = table[source.split]
     renamed = {old: new for new, old in (source.columns or {}).items()}
     if missing := sorted(set(renamed) - set(table.column_names)):
         raise DataError(f"{source.path}: columns: names {missing}, but the data has {table.column_names}")
-    table = table.remove_columns([new for old, new in renamed.items() if new in table.column_names and new != old])
+    table = table.remove_columns([new for new in renamed.values() if new in table.column_names and new not in renamed])
     table = table.rename_columns(renamed)
     if source.format == "auto":
         detect_format(table.column_names, source.path)
@@ -126,34 +133,52 @@ def _read_file(path: Path, source: Source) -> datasets.Dataset:
         raise DataError(f"{path}: no such file{_nearest(path)}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
+    reader = READERS[path.suffix.lower()]
     try:
-        return datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-    except datasets.exceptions.DatasetGenerationError as error:
-        if READERS[path.suffix] == "json":
+        options = _text_columns(path) if reader == "csv" else {}
+        return datasets.load_dataset(reader, data_files=str(path), split="train", **options)
+    except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
+        if reader == "json":
             _find_bad_line(path, source)
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]} ({cause})") from error
+        raise DataError(f"{path}: cannot be read as {reader} ({_first_line(error.__cause__ or error)})") from error
+    except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise DataError(f"{path}: the file holds no rows") from error
+        raise
+
+
+def _text_columns(path: Path) -> dict[str, Any]:
+    """Options that read a CSV file as it is written: `42` and `None` are text, and only an empty cell is null."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    columns = datasets.Features({name: datasets.Value("string") for name in header})
+    return {"features": columns, "keep_default_na": False, "na_values": [""]}
 
 
 def _find_bad_line(path: Path, source: Source) -> None:
     """Reads a file that `datasets` refused once more, line by line, to raise an error that says where it is broken."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     renamed = {old: new for new, old in (source.columns or {}).items()}
-    if path.suffix == ".json":
-        try:
-            json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}: broken JSON ({error.msg}): fix the file") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: broken JSON ({error.msg}): fix or remove the line") from error
+    for number, row in _parsed_array(path, text) if text.lstrip().startswith("[") else _parsed_lines(path, text):
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: each line must be an object, not {type(row).__name__}")
+            raise DataError(f"{path}:{number}: each row must be an object, not {type(row).__name__}")
         to_conversation({renamed.get(key, key): value for key, value in row.items()}, source.format, f"{path}:{number}")
+
+
+def _parsed_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    try:
+        yield from enumerate(json.loads(text), 1)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: broken JSON ({error.msg}): fix the file") from error
+
+
+def _parsed_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: broken JSON ({error.msg}): fix or remove the line") from error
 
 
 def _slice(table: datasets.Dataset, source: Source) -> datasets.Dataset:
@@ -196,3 +221,7 @@ def _nearest(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else None
     names = difflib.get_close_matches(path.name, [item.name for item in folder.iterdir()], 1) if folder else []
     return f" (is it {folder / names[0]}?)" if folder and names else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,19 +2,21 @@
 
 import hashlib
 import re
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from toss_lightning.data.formats import Conversation
 from toss_lightning.errors import DataError
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+REPLY_END = "\ue000"
+"""A character of no meaning, put behind a reply to see where the template renders its end."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,72 +105,112 @@ class ChatTokenizer:
             DataError: the template refuses the conversation, or its responses cannot be told from the rest.
         """
         messages = [{"role": turn.role, "content": turn.content} for turn in conversation.messages]
-        turns = [number for number, turn in enumerate(conversation.messages) if turn.role == "assistant"]
-        if self.train_on == "last":
-            turns = turns[-1:]
         try:
-            ids, runs = (self._by_marks if self.marked else self._by_prefix)(messages, turns)
+            text, spans = self._by_marks(messages) if self.marked else self._by_prefix(messages)
         except _CannotSpan as error:
             raise DataError(f"{conversation.where}: {error}") from error
         except (jinja2.TemplateError, ValueError, TypeError) as error:
-            raise DataError(f"{conversation.where}: the chat template refuses this row ({error})") from error
-        positions = np.concatenate([np.arange(*run, dtype=np.int32) for run in runs])
-        end = np.concatenate([self._end_of_turn(ids[slice(*run)]) for run in runs])
+            reason = " ".join(str(error).split())
+            raise DataError(f"{conversation.where}: the chat template refuses this row ({reason})") from error
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.array(encoded["input_ids"], dtype=np.int32)
+        offsets = np.array(encoded["offset_mapping"], dtype=np.int32).reshape(-1, 2)
+        runs = [self._run(text, ids, offsets, span) for span in spans]
+        positions = np.concatenate([np.arange(start, stop, dtype=np.int32) for start, _, stop in runs])
+        end = np.concatenate(
+            [self._is_special(ids[start:stop]) & (np.arange(start, stop) >= closing) for start, closing, stop in runs]
+        )
         if not len(positions) or positions[0] == 0:
             raise DataError(f"{conversation.where}: the chat template renders no prompt before the reply")
         return TokenizedRow(row_id, ids, positions, end, conversation.label, conversation.source)
 
     def _render(self, messages: Sequence[dict[str, str]], prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=prompt, **self.template_options
+        return str(
+            self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=prompt, **self.template_options
+            )
         )
 
-    def _by_marks(self, messages: list[dict[str, str]], turns: list[int]) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        encoded = self.tokenizer.apply_chat_template(
-            messages, return_dict=True, return_assistant_tokens_mask=True, **self.template_options
+    def _by_marks(self, messages: list[dict[str, str]]) -> tuple[str, list["_Span"]]:
+        """The rendered text and its spans between ``{% generation %}`` marks, by character, as the template says."""
+        # the token mask of apply_chat_template runs on to the row's end where a span ends in a space (transformers 5)
+        rendered: Any = render_jinja_template(
+            [messages],
+            chat_template=self.tokenizer.get_chat_template(),
+            return_assistant_tokens_mask=True,
+            **{**self.tokenizer.special_tokens_map, **self.template_options},
         )
-        mask = np.array(encoded["assistant_masks"], dtype=np.int8)
-        edges = np.flatnonzero(np.diff(mask, prepend=0, append=0))
-        runs = [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
-        if not runs:
+        (text,), (marks,) = rendered
+        spans = [_Span(first, last) for first, last in marks if first < last]
+        if not spans:
             raise _CannotSpan("the chat template has {% generation %} marks, but they cover no token of this row")
-        return np.array(encoded["input_ids"], dtype=np.int32), runs[-1:] if self.train_on == "last" else runs
+        return text, spans[-1:] if self.train_on == "last" else spans
 
-    def _by_prefix(self, messages: list[dict[str, str]], turns: list[int]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    def _by_prefix(self, messages: list[dict[str, str]]) -> tuple[str, list["_Span"]]:
+        """The rendered text and the span of each response in it: what the template adds for that turn."""
         text = self._render(messages)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = np.array(encoded["input_ids"], dtype=np.int32)
-        starts, stops = (list(side) for side in zip(*encoded["offset_mapping"], strict=True))
-        runs = []
-        for turn in turns:
-            first, last = self._response_text(text, messages, turn)
-            # the first token that ends after the response begins, and the first that begins at its end or later
-            start, stop = bisect_left(stops, first + 1), bisect_left(starts, last)
-            runs.append((start, self._trim(ids, start, stop)))
-        return ids, runs
+        turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        return text, [self._added(text, messages, turn) for turn in (turns[-1:] if self.train_on == "last" else turns)]
 
-    def _response_text(self, text: str, messages: list[dict[str, str]], turn: int) -> tuple[int, int]:
-        """Character span ``[first, last)`` of what the template adds for one assistant turn."""
-        before, after = self._render(messages[:turn], prompt=True), self._render(messages[: turn + 1])
+    def _added(self, text: str, messages: list[dict[str, str]], turn: int) -> "_Span":
+        if turn == 0:
+            raise _CannotSpan(
+                "the conversation begins with a reply, so nothing prompts it: remove it or add a user turn"
+            )
+        history, reply = messages[:turn], messages[turn]["content"].rstrip()
+        before = self._render(history, prompt=True)
+        after = text if turn + 1 == len(messages) else self._render(messages[: turn + 1])
         last = next((at for at, pair in enumerate(zip(text, after, strict=False)) if pair[0] != pair[1]), len(after))
-        if not text.startswith(before) or messages[turn]["content"].strip() not in text[len(before) : last]:
+        marked = self._render([*history, {"role": "assistant", "content": reply + REPLY_END}])
+        reply_end = max(marked.rfind(REPLY_END), 0)
+        if (
+            not text.startswith(before)
+            or not text[:last].startswith(marked[:reply_end])
+            or reply.lstrip() not in text[len(before) : reply_end]
+        ):
             raise _CannotSpan(
                 f"the chat template renders turn {turn + 1} differently once other turns follow, so its reply cannot be"
                 " found: set data.train_on: last, or give a template with {% generation %} marks in data.chat_template"
             )
-        return len(before), last
+        return _Span(len(before), last, reply_end)
 
-    def _trim(self, ids: np.ndarray, start: int, stop: int) -> int:
-        """Cuts what the template puts after the end-of-turn token, such as ChatML's newline: no model generates it."""
-        special = np.flatnonzero(np.isin(ids[start:stop], self.special_ids))
-        if len(special) and not self.tokenizer.decode(ids[start + special[-1] + 1 : stop]).strip():
-            return start + int(special[-1]) + 1
-        return stop
+    def _run(self, text: str, ids: np.ndarray, offsets: np.ndarray, span: "_Span") -> tuple[int, int, int]:
+        """Finds a span's tokens ``[start, stop)``; its special tokens from ``closing`` on end the turn."""
+        starts, stops = offsets[:, 0], offsets[:, 1]
+        special = self._is_special(ids)
+        # the first token that ends after the response begins, and the first that begins at its end or later
+        start, stop = int(np.searchsorted(stops, span.first, "right")), int(np.searchsorted(starts, span.last, "left"))
+        # a special token that only leans into the span, with spaces it has swallowed, belongs to the turn beside it
+        while start < stop and special[start] and starts[start] < span.first:
+            start += 1
+        while stop > start and special[stop - 1] and len(text[: stops[stop - 1]].rstrip()) > span.last:
+            stop -= 1
+        if span.reply_end is None:
+            closing = stop
+            while closing > start and (
+                special[closing - 1] or not str(self.tokenizer.decode(ids[closing - 1])).strip()
+            ):
+                closing -= 1
+            return start, closing, stop
+        closing = int(np.searchsorted(starts, span.reply_end, "left"))
+        enders = np.flatnonzero(special[closing:stop])
+        if len(enders):
+            # what the template puts after the end-of-turn token, such as ChatML's newline, is generated by no model
+            after = np.flatnonzero(~special[closing + enders[0] : stop])
+            stop = closing + int(enders[0] + after[0]) if len(after) else stop
+        return start, closing, stop
 
-    def _end_of_turn(self, run: np.ndarray) -> np.ndarray:
-        """bool [N]: the special tokens that close a run of response ids ``[N]``."""
-        special = np.isin(run, self.special_ids)
-        return np.logical_and.accumulate(special[::-1])[::-1]
+    def _is_special(self, ids: np.ndarray) -> np.ndarray:
+        return np.isin(ids, self.special_ids)
+
+
+class _Span(NamedTuple):
+    """Characters of the rendered text that are one response: the reply and what ends the turn."""
+
+    first: int
+    last: int
+    reply_end: int | None = None
+    """Where the reply ends and the template's own text begins again; unknown for a template with marks."""
 
 
 class _CannotSpan(Exception):

@@ -22,8 +22,8 @@ class StageProgress(ProgressBar):
         """Called by Lightning on every rank but the first."""
         self._enabled = False
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens a bar where a stage begins."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Opens a bar where a stage begins, or where it is resumed."""
         loop: Any = trainer.fit_loop
         if loop.stage is None or loop.stage.name == self._stage:
             return
@@ -31,6 +31,7 @@ class StageProgress(ProgressBar):
         self._stage = loop.stage.name
         place = f"{loop.plan.names.index(self._stage) + 1}/{len(loop.plan.names)}"
         self._bar = progress_bar(f"[{place}] {self._stage}", pl_module.stage_steps, "step", self._enabled)
+        self._bar.update(loop.step_in_stage)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

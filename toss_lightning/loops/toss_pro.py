@@ -6,7 +6,8 @@ The epochs of the fit are grouped into the stages of a plan. What is taken from 
 - ``_FitLoop``: loops are not public since 2.0, yet only a loop can train several adapters in one fit with one set of
   checkpoints; the methods overridden here have kept their names since 1.5.
 - ``_combined_loader``: set to None, it makes ``setup_data`` ask the datamodule for the next stage's loader.
-- ``epoch_loop.val_loop.run()``: evaluates between stages as Lightning itself does between epochs.
+- ``restarted_mid_epoch``, ``reset_restart_stage`` and ``epoch_loop.reset``: see ``_close_restored_epoch``.
+- ``epoch_loop.val_loop.run()`` and its ``restarting``: evaluate between stages as Lightning does between epochs.
 """
 
 import time
@@ -19,6 +20,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.files import restore_directory
+from toss_lightning.loops.metrics import MetricsCsv
 from toss_lightning.loops.plan import TOSS_PLAN, Plan, Stage, make_plan
 from toss_lightning.models.adapters import SLOT
 from toss_lightning.models.module import REFERENCES
@@ -72,6 +74,10 @@ class TossProLoop(_FitLoop):
             self.summary.held_out["base"] = dict(self.trainer.lightning_module.held_out)
             if self.plan.stages:
                 self._enter(0)
+        else:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, MetricsCsv):
+                    logger.forget_from(self.trainer.global_step)
         self._stage_started = time.monotonic()
         super().run()
         if self.plan.at(self.epoch_progress.current.processed)[0] == len(self.plan.stages):
@@ -90,6 +96,7 @@ class TossProLoop(_FitLoop):
 
     def on_advance_start(self) -> None:
         """Goes on to the next stage where this epoch belongs to it."""
+        self._close_restored_epoch()
         stage, epoch = self.plan.at(self.epoch_progress.current.processed)
         if stage != self.cursor:
             self._leave()
@@ -97,6 +104,18 @@ class TossProLoop(_FitLoop):
         for loader in self._combined_loader.flattened:
             loader.set_epoch(epoch)
         super().on_advance_start()
+
+    def _close_restored_epoch(self) -> None:
+        """Ends the epoch that a checkpoint was written on the last batch of.
+
+        Lightning would close it by the length of the *next* loader, which in another stage is another length.
+        """
+        progress = self.epoch_progress.current
+        if self.restarted_mid_epoch and progress.processed == progress.ready:
+            self.epoch_loop.reset()
+            self.epoch_loop.restarting = False
+            self.epoch_loop.reset_restart_stage()
+            self.reset_restart_stage()
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         """Adds the place in the plan to Lightning's own counters, as plain values that load with ``weights_only``."""
@@ -134,6 +153,13 @@ class TossProLoop(_FitLoop):
     def stage(self) -> Stage | None:
         """The stage that is running."""
         return self.plan.stages[self.cursor] if 0 <= self.cursor < len(self.plan.stages) else None
+
+    @property
+    def step_in_stage(self) -> int:
+        """Optimizer steps that this stage has taken."""
+        _, epoch = self.plan.at(self.epoch_progress.current.processed)
+        steps_per_epoch = self.trainer.num_training_batches // self.trainer.accumulate_grad_batches
+        return epoch * int(steps_per_epoch) + max(0, self.batch_idx + 1) // self.trainer.accumulate_grad_batches
 
     @property
     def run_dir(self) -> Path:
@@ -225,6 +251,7 @@ class TossProLoop(_FitLoop):
         """Takes the held-out losses of the slot, as Lightning does between epochs."""
         self.trainer.lightning_module.stage_name = name
         self.trainer.validating = True
+        self.epoch_loop.val_loop.restarting = False  # it would go on with a validation that a checkpoint fell into
         self.epoch_loop.val_loop.run()
         self.trainer.training = True
 

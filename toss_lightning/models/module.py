@@ -145,7 +145,8 @@ class WeightedLoraModule(LightningModule):
         for name in REFERENCES:
             if path := getattr(self.references, name):
                 self.bank.load(name, path)
-        self.net = self.bank.net.to(device)
+        # from_pretrained gives a model in evaluation mode, and Lightning leaves the mode as it finds it
+        self.net = self.bank.net.to(device).train()
 
     def fingerprints(self) -> dict[str, str]:
         """What token losses depend on here: the base, its precision, and the reference adapters."""

@@ -36,7 +36,7 @@ class ScoreWriter:
 
     def __init__(self, directory: Path, rank: int = 0, world_size: int = 1) -> None:
         self._sink = pa.OSFile(str(directory / f"scores-{rank:05d}-of-{world_size:05d}.arrow"), "wb")
-        self._file = pa.ipc.new_file(self._sink, SCHEMA)
+        self._file = pa.ipc.new_stream(self._sink, SCHEMA)
 
     def __enter__(self) -> "ScoreWriter":
         return self
@@ -78,7 +78,7 @@ class TokenScores:
             raise StoreError(f"{path}: no token scores here: run the reference and score stages first")
         self.fingerprints: dict[str, str] = manifest["fingerprints"]
         try:
-            shards = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in sorted(path.glob("*.arrow"))]
+            shards = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in sorted(path.glob("*.arrow"))]
             table = pa.concat_tables(shards)
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError(f"{path}: the store is damaged ({error}): delete it and score again") from error

@@ -45,7 +45,7 @@ class TokenWeights:
             }
         )
         with new_directory(path) as directory:
-            with pa.OSFile(str(directory / WEIGHTS_FILE), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+            with pa.OSFile(str(directory / WEIGHTS_FILE), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as file:
                 file.write_table(table)
             (directory / REPORT_FILE).write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
 
@@ -57,7 +57,7 @@ class TokenWeights:
             StoreError: nothing readable is there.
         """
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path / WEIGHTS_FILE))).read_all()
+            table = pa.ipc.open_stream(pa.memory_map(str(path / WEIGHTS_FILE))).read_all()
             report = json.loads((path / REPORT_FILE).read_text(encoding="utf-8"))
         except (OSError, pa.ArrowInvalid, json.JSONDecodeError) as error:
             raise StoreError(f"{path}: no selection to be had ({error}): run the select stage again") from error

@@ -1,0 +1,40 @@
+"""Fixtures that all tests share."""
+
+import os
+
+import pytest
+import torch
+from tiny import save_tiny_model, some_pairs, write_rows
+
+# One thread per test process is fastest for tiny models, and makes sums come out the same on every machine.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def _own_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the run directory or the seed of another."""
+    monkeypatch.delenv("TOSS_RUN_DIR", raising=False)
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Directory of a random tiny chat model."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of small custom, utility and harmful sets."""
+    folder = tmp_path_factory.mktemp("sets")
+    return {
+        "custom": write_rows(folder / "custom.jsonl", some_pairs(14), label="benign", source="made"),
+        "utility": write_rows(folder / "utility.jsonl", some_pairs(10, start=1)),
+        "harmful": write_rows(folder / "harmful.jsonl", some_pairs(8, start=2)),
+    }

@@ -1,0 +1,130 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny import save_tiny_model
+from transformers import AutoModelForCausalLM
+
+from toss_lightning.errors import ModelError
+from toss_lightning.models import AdapterBank, Base, Lora
+from toss_lightning.models.adapters import SLOT
+from toss_lightning.models.base import load_base
+
+CPU = torch.device("cpu")
+IDS = torch.arange(1, 9).unsqueeze(0)
+
+
+def bank(path: str, lora: Lora = Lora(r=4), quantization: str = "none") -> AdapterBank:
+    return AdapterBank(load_base(Base(path, quantization=quantization), CPU), lora, path, ("utility", "degraded"))
+
+
+def shake(adapters: AdapterBank, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _, value in adapters.parameters(SLOT):
+        value.data += 0.1 * torch.randn(value.shape, generator=generator)
+
+
+def test_only_the_slot_is_trainable_whatever_is_in_use(tiny_model: str) -> None:
+    adapters = bank(tiny_model)
+    for name in (SLOT, "utility", "degraded"):
+        adapters.use(name)
+        trainable = {key for key, value in adapters.net.named_parameters() if value.requires_grad}
+        assert trainable == {key for key, _ in adapters.parameters(SLOT)}
+
+
+def test_a_snapshot_keeps_its_weights_while_the_slot_goes_on(tiny_model: str) -> None:
+    adapters = bank(tiny_model)
+    shake(adapters)
+    before = adapters.model(IDS).logits
+    adapters.copy(SLOT, "utility")
+    shake(adapters, seed=1)
+    with adapters.using("utility"):
+        torch.testing.assert_close(adapters.model(IDS).logits, before)
+    assert not torch.allclose(adapters.model(IDS).logits, before)
+    assert adapters.digest("utility") != adapters.digest(SLOT)
+
+
+def test_reset_takes_the_slot_back_to_the_base_and_to_the_same_start(tiny_model: str) -> None:
+    adapters = bank(tiny_model)
+    start = adapters.digest(SLOT)
+    shake(adapters)
+    adapters.reset()
+    assert adapters.digest(SLOT) == start
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    torch.testing.assert_close(adapters.model(IDS).logits, base(IDS).logits)
+
+
+def test_a_saved_adapter_loads_with_plain_peft_and_comes_back_the_same(tiny_model: str, tmp_path: Path) -> None:
+    adapters = bank(tiny_model)
+    shake(adapters)
+    adapters.save(SLOT, tmp_path / "utility", card="# a card")
+    assert (tmp_path / "utility" / "README.md").read_text() == "# a card"
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "utility").eval()
+    torch.testing.assert_close(plain(input_ids=IDS).logits, adapters.model(IDS).logits)
+
+    other = bank(tiny_model)
+    other.load("degraded", str(tmp_path / "utility"))
+    assert other.digest("degraded") == adapters.digest(SLOT)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny_model: str, tmp_path: Path) -> None:
+    adapters = bank(tiny_model)
+    adapters.parameters(SLOT)[0][1].data[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="not finite"):
+        adapters.save(SLOT, tmp_path / "bad", card="")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def saved(tiny_model: str, tmp_path: Path) -> Path:
+    bank(tiny_model).save(SLOT, tmp_path / "adapter", card="")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_of_another_base_is_refused(saved: Path, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(ModelError, match=r"adapter: the adapter was trained on another base \(.*set model.base.path"):
+        bank(other).load("utility", str(saved))
+
+
+def test_a_foreign_adapter_is_recognised_by_the_name_of_its_base(tiny_model: str, saved: Path) -> None:
+    (saved / "toss.json").unlink()
+    bank(tiny_model).load("utility", str(saved))
+    config = json.loads((saved / "adapter_config.json").read_text())
+    (saved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "someone/else"}))
+    with pytest.raises(ModelError, match="another base"):
+        bank(tiny_model).load("utility", str(saved))
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (Lora(r=8), r"the adapter has r 4, but model\.lora\.r is 8: set model\.lora\.r: 4"),
+        (Lora(r=4, alpha=3), r"the adapter has alpha 16, but model\.lora\.alpha is 3"),
+        (Lora(r=4, rslora=True), r"the adapter has rslora False"),
+        (Lora(r=4, targets=["k_proj"]), r"the adapter sits on \['q_proj', 'v_proj'\], but model\.lora\.targets"),
+    ],
+)
+def test_an_adapter_of_another_shape_is_refused(tiny_model: str, saved: Path, lora: Lora, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as error:
+        bank(tiny_model, lora).load("utility", str(saved))
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_that_is_not_there(tiny_model: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no PEFT adapter to be had"):
+        bank(tiny_model).load("utility", str(tmp_path / "nothing"))
+
+
+def test_an_adapter_whose_weights_are_missing(tiny_model: str, saved: Path) -> None:
+    shutil.move(saved / "adapter_model.safetensors", saved / "elsewhere")
+    with pytest.raises(ModelError, match="no PEFT adapter to be had"):
+        bank(tiny_model).load("utility", str(saved))
+
+
+def test_targets_that_no_layer_has(tiny_model: str) -> None:
+    with pytest.raises(ModelError, match=r"model\.lora\.targets: \['nothing'\]"):
+        bank(tiny_model, Lora(targets=["nothing"]))
