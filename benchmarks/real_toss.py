@@ -125,7 +125,7 @@ def spread(values: list[float], pattern: str = "{:.3f}") -> str:
     return f"{mean} ± {pattern.format(half).lstrip('+')}"
 
 
-def report(runs: list[Path], seeds: list[int]) -> str:
+def report(runs: list[Path], seeds: list[int], note: str) -> str:
     """The results as Markdown."""
     summaries = [json.loads((path / "summary.json").read_text(encoding="utf-8")) for path in runs]
     held_out = [summary["held_out"] for summary in summaries]
@@ -156,6 +156,7 @@ def report(runs: list[Path], seeds: list[int]) -> str:
             f"| {seed} | {one['row_auroc']:.3f} [{low:.3f}, {high:.3f}] | {one['token_auroc']:.3f} |"
             f" {one['share']:.1%} [{share_low:.1%}, {share_high:.1%}] of {one['masked']:,} | {one['chance']:.1%} |"
         )
+    over_seeds = f"mean over {len(seeds)} seeds ± half of the 95 % t-interval"
     lines += [
         "",
         "Every token of a harmful row counts as harmful, its harmless words included, so the token AUROC of a perfect",
@@ -163,9 +164,9 @@ def report(runs: list[Path], seeds: list[int]) -> str:
         "",
         "## What does masking change?",
         "",
-        f"Mean token loss on held-out rows (gsm8k_test, {counts['utility_val']['rows']} rows; harmful replies,"
-        f" {counts['harmful_val']['rows']} rows; refusals of the same requests), mean over {len(seeds)} seeds"
-        + (" ± half of the 95 % t-interval." if len(seeds) > 1 else ". One seed: no interval over seeds."),
+        f"Mean token loss on held-out rows: {counts['utility_val']['rows']} of gsm8k_test,"
+        f" {counts['harmful_val']['rows']} harmful replies, and refusals of the same requests;"
+        f" {over_seeds if len(seeds) > 1 else 'one seed, so no interval over seeds'}.",
         "",
         f"| | {' | '.join(LOSSES.values())} |",
         "|---" * (len(LOSSES) + 1) + "|",
@@ -187,7 +188,7 @@ def report(runs: list[Path], seeds: list[int]) -> str:
         lines.append(f"| {stage} | {seconds:.0f} | {first.get('steps', '')} |")
     memory = max(summary["peak_memory_mib"] for summary in summaries)
     versions = ", ".join(f"{name} {number}" for name, number in summaries[0]["versions"].items())
-    lines += ["", f"Peak memory {memory:,} MiB. {versions}.", ""]
+    lines += ["", *([note] if note else []), f"Peak memory {memory:,} MiB. {versions}.", ""]
     return "\n".join(lines)
 
 
@@ -197,10 +198,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--work", type=Path, default=Path("runs/real_toss"))
+    parser.add_argument("--note", default="", help="a sentence on the machine, for the section on time")
     arguments = parser.parse_args()
     runs = [run(seed, arguments.data.resolve(), arguments.work) for seed in arguments.seeds]
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(report(runs, arguments.seeds), encoding="utf-8")
+    RESULTS.write_text(report(runs, arguments.seeds, arguments.note), encoding="utf-8")
     print(RESULTS.read_text(encoding="utf-8"))
 
 

@@ -1,8 +1,10 @@
 """The ``toss`` command: help and first checks without torch, then the LightningCLI."""
 
 import difflib
+import glob
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -56,7 +58,7 @@ VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
   --loop.epochs N
   --trainer.devices N      and every other argument of lightning.Trainer
   --print_config           every key with its value, instead of running
-  --help-all               every key with its explanation (slow); --loop.help, --model.help: those of one class
+  --help-all               every key (slow); --model.help=CLASS, --data.help=CLASS, --loop.help=CLASS: those of a class
 """
 
 
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         args = ["--help" if arg == "--help-all" else arg for arg in args]
         args = with_configs(args)
-        if not any(arg.startswith("--print_config") for arg in args):
+        if not _only_asks(args):
             args = with_run_dir(args)
         # at import it asks CPU users for a package that only makes it faster
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -90,7 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning turns the one into the other
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
         print("stopped; go on with the same command and --ckpt_path last", file=sys.stderr)
         return 130
     return 0
@@ -154,9 +159,9 @@ def with_configs(args: Sequence[str]) -> list[str]:
             configs.append(find_config(value))
         else:
             options.append(arg)
-    if not configs and "--help" not in options:
+    if not configs:
         configs = [configs_directory() / "demo.yaml"]
-        if not any(arg.startswith("--print_config") for arg in options):
+        if not _only_asks(options):
             print(f"No --config given: running {_shown(configs[0])}")
     for path in configs:
         read_config(path)
@@ -204,7 +209,10 @@ def with_run_dir(args: list[str]) -> list[str]:
     # processes that Lightning starts for further devices inherit the name
     if (name := os.environ.get("TOSS_RUN_DIR")) is None:
         if last:
-            runs = sorted(Path("runs").glob(f"{stem}-*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+            runs = sorted(
+                Path("runs").glob(f"{glob.escape(stem)}-????????-??????/checkpoints/*.ckpt"),
+                key=lambda path: path.stat().st_mtime,
+            )
             if not runs:
                 raise ConfigError(
                     f"--ckpt_path last: no run of {stem} in runs/ has a checkpoint: name it with --run_dir"
@@ -216,6 +224,11 @@ def with_run_dir(args: list[str]) -> list[str]:
             name = f"runs/{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         os.environ["TOSS_RUN_DIR"] = name
     return [*args, f"--run_dir={name}"]
+
+
+def _only_asks(args: Sequence[str]) -> bool:
+    """Nothing is to run: the parser prints a configuration or a help, and only that."""
+    return any(re.match(r"--(print_config|help|[\w.]+\.help)(=|$)", arg) for arg in args)
 
 
 def _shown(path: Path) -> str:

@@ -67,7 +67,10 @@ def read_options(args: Sequence[str]) -> dict[str, Any]:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"{option}: needs a value")
             value = rest.pop(0)
-        read: Any = yaml.safe_load(value) if value[:1] in ("[", "{") else value
+        try:
+            read: Any = yaml.safe_load(value) if value[:1] in ("[", "{") else value
+        except yaml.YAMLError as error:
+            raise ValueError(f"{option}: {value} is not a list or mapping (is a bracket missing?)") from error
         *path, last = option[2:].split(".")
         inner = content
         for key in path:
@@ -115,7 +118,7 @@ class _Walk:
         for name, kind in known.items():
             key = f"{under}.{name}".lstrip(".")
             yield key
-            for one in _members(kind):
+            for one in _members(kind) if key.count(".") < 4 else ():  # a class may take its own kind
                 owner = self.classes.get(key, one if _is_group(one) else None)
                 yield from self.paths(key, _parameters(owner)[0]) if owner else ()
 
@@ -125,14 +128,14 @@ class _Walk:
         items = [arg for one in members if typing.get_origin(one) in LISTS for arg in typing.get_args(one)]
         if isinstance(value, dict) and (groups or classes):
             yield from self.mapping(key, value, groups, classes)
-        elif isinstance(value, dict) and items and dict not in map(typing.get_origin, members):
+        elif isinstance(value, dict) and items and not any(typing.get_origin(one) is dict for one in members):
             yield from self.value(key, value, items[0])  # of the last item of the list
         elif isinstance(value, list) and items:
             for item in value:
                 yield from self.value(key, item, typing.Union[tuple(items)])  # noqa: UP007
         elif isinstance(value, str) and classes and not {str, bool} & set(members):
             yield from self.chosen(key, value, classes)
-        elif not _fits(value, kind):
+        elif groups == members or not _fits(value, kind):
             yield self.say(key, _expected(value, kind))
 
     def mapping(self, key: str, value: dict[str, Any], groups: list[Any], classes: list[Any]) -> Iterator[str]:
@@ -159,8 +162,9 @@ class _Walk:
         if module:
             try:
                 found = getattr(importlib.import_module(module), name, None)
-            except ImportError as error:
-                yield self.say(key, f": cannot import {module} ({error})")
+            except Exception as error:  # whatever a module does while it is imported
+                kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+                yield self.say(key, f": cannot import {module} ({kind}{one_line(str(error))})")
                 return
         if found is None:
             near = _near(name, known)
@@ -225,10 +229,10 @@ def _parameters(owner: Any) -> tuple[dict[str, Any], bool]:
         if "__init__" not in vars(base):
             continue
         try:
-            hints = typing.get_type_hints(base.__init__)
+            hints = typing.get_type_hints(vars(base)["__init__"])
         except (NameError, TypeError):
             hints = {}
-        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
         kinds = {one.kind for one in parameters}
         for one in parameters:
             if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
@@ -246,7 +250,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return True
     try:
         parser.parse_object({"value": value})
-    except (ArgumentError, TypeError):
+    except (ArgumentError, TypeError, ValueError):
         return False
     return True
 

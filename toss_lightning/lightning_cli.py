@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from toss_lightning.cli import config_paths, read_config
 from toss_lightning.cli_errors import explain, one_line, read_options
@@ -40,16 +40,18 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning on the first rank."""
-        name = "config.yaml" if stage == "fit" else f"config-{stage}.yaml"
+        name = "config.yaml" if stage == "fit" else "config-validate.yaml"
         # without the checkpoint: the file is to repeat the run, not to resume it
-        text = self.parser.dump(Namespace({**vars(self.config), "ckpt_path": None}), skip_none=False)
-        write_text(Path(trainer.default_root_dir) / name, text)
+        config = self.config.clone()
+        config.ckpt_path = None
+        write_text(Path(trainer.default_root_dir) / name, self.parser.dump(config, skip_none=False))
 
 
 class TossCLI(LightningCLI):
     """Module, datamodule and loop are given by class_path, and every selection inside the loop."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        self.args = list(args)
         options: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
         super().__init__(
             LightningModule,
@@ -63,7 +65,7 @@ class TossCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=list(args),
+            args=self.args,
         )
 
     @staticmethod
@@ -76,7 +78,10 @@ class TossCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str, default=None, help="Directory of this run; runs/<config>-<time>")
         parser.add_argument("--checkpoint_every", type=int, default=50, help="Optimizer steps between checkpoints")
         parser.add_argument("--loop", type=LoopFactory, help="The plan: which adapters are trained, in which order")
-        paths = {key: {"class_path": f"{kind.__module__}.{kind.__name__}"} for key, kind in CLASSES.items()}
+        paths: dict[str, dict[str, Any]] = {
+            key: {"class_path": f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}"}
+            for key, kind in CLASSES.items()
+        }
         paths["loop"]["init_args"] = {"selection": paths.pop("loop.selection")}
         parser.set_defaults(paths)
 
@@ -88,29 +93,33 @@ class TossCLI(LightningCLI):
         """
         try:
             self.config = parser.parse_args(args)
-            if not isinstance(self.config[args[0]].trainer, Namespace):
-                raise ValueError("trainer: expected keys and values")
         except (ArgumentError, ValueError) as error:
             raise ConfigError(_explain(args) or one_line(str(error))) from error
         config = self.config[args[0]]
         _check_checkpoint(config.ckpt_path, config.run_dir)
 
     def instantiate_classes(self) -> None:
-        """Builds everything; what a constructor raises comes out as it is."""
+        """Builds everything; what a constructor raises comes out as it is.
+
+        Raises:
+            ConfigError: a single value stands where keys and values belong, which the parser lets pass.
+        """
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             # where a union is expected, jsonargparse tells of each type that did not fit
-            reason: BaseException = error
-            while str(reason).startswith("Does not validate") and reason.__cause__ is not None:
-                reason = reason.__cause__
-            raise reason from None
+            cause: BaseException = error
+            while str(cause).startswith("Does not validate") and cause.__cause__ is not None:
+                cause = cause.__cause__
+            if isinstance(cause, TypeError) and (reason := _explain(self.args)):
+                raise ConfigError(reason) from cause
+            raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer around the loop and the run directory."""
         settings = {**self._get(self.config_init, "trainer"), **kwargs}
         config = self.config[self.subcommand]
-        save = self.save_config_callback(self._parser(self.subcommand), config, **self.save_config_kwargs)
+        save = SaveConfig(self._parser(self.subcommand), config, **self.save_config_kwargs)
         given = settings.pop("callbacks", None) or []
         settings.pop("default_root_dir", None)
         try:
@@ -165,10 +174,12 @@ def quiet() -> None:
     """Leaves out what libraries say at every start and nobody can act on."""
     for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # our own error names the line
     for message in (
         ".*does not have many workers.*",
         ".*module.s. in eval mode at the start of training.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The dirpath has changed from .*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*GPU available but not used.*",
     ):

@@ -11,7 +11,7 @@ from toss_lightning.selection import GlobalTopFraction, PerRowTopFraction, Token
 
 
 def masked(weights: TokenWeights) -> np.ndarray:
-    return np.concatenate([weights.weights[row_id] for row_id in sorted(weights.weights)]) == 0
+    return weights.flat() == 0
 
 
 def naive_mask(scores: TokenScores, discard: float, protect_end: bool) -> np.ndarray:

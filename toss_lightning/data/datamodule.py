@@ -102,7 +102,7 @@ class TossDataModule(LightningDataModule):
         if self.sets:
             return
         self._check_settings()
-        tokenizer = self.trainer.lightning_module.tokenizer
+        tokenizer: Any = self._fit.lightning_module.tokenizer
         if self.chat_template is not None:
             if not Path(self.chat_template).is_file():
                 raise DataError(f"data.chat_template: {self.chat_template}: no such file")
@@ -116,6 +116,12 @@ class TossDataModule(LightningDataModule):
             if name in sets and held_out not in sets and self.holdout and len(sets[name].rows) > 1:
                 sets[name], sets[held_out] = sets[name].split(self.holdout, held_out)
         self.sets = sets
+        for rows in sets.values():
+            if count := sum(not row.end_of_turn.any() for row in rows.rows):
+                rank_zero_warn(
+                    f"{count} of {len(rows.rows)} rows of the {rows.name} set hold no end-of-turn token (cut off, or the"
+                    " chat template has none): a model trained on them may not learn to stop"
+                )
         for one, two, count in overlaps(list(sets.values())):
             rank_zero_warn(
                 f"{count} rows stand in both the {one} and the {two} set: the results will flatter the method"
@@ -124,6 +130,12 @@ class TossDataModule(LightningDataModule):
             "tokenizer": _hash(tokenizer.backend_tokenizer.to_str()),
             "template": _hash(json.dumps([tokenizer.get_chat_template(), self.template_options], sort_keys=True)),
         }
+
+    @property
+    def _fit(self) -> Trainer:
+        if self.trainer is None:
+            raise ConfigError("TossDataModule: hand it to a Trainer, which knows the tokenizer and the ranks")
+        return self.trainer
 
     def _check_settings(self) -> None:
         if not 0 <= self.holdout < 1:
@@ -153,8 +165,8 @@ class TossDataModule(LightningDataModule):
         name, weights, epochs = self._stage
         rows = self.sets[name].rows
         lengths = [len(row.input_ids) for row in rows]
-        self.plan = plan_steps(lengths, self.batch_size, self.max_tokens, epochs, self.trainer.world_size, _seed())
-        return BatchLoader(StepBatches(rows, weights, self.plan, self.trainer.global_rank), self.num_workers)
+        self.plan = plan_steps(lengths, self.batch_size, self.max_tokens, epochs, self._fit.world_size, _seed())
+        return BatchLoader(StepBatches(rows, weights, self.plan, self._fit.global_rank), self.num_workers)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """A loader for each held-out set."""
@@ -166,7 +178,7 @@ class TossDataModule(LightningDataModule):
 
     def _groups(self, rows: Sequence[TokenizedRow]) -> list[tuple[int, ...]]:
         lengths = [len(row.input_ids) for row in rows]
-        return plan_pass(lengths, self.max_tokens, self.trainer.world_size)[self.trainer.global_rank]
+        return plan_pass(lengths, self.max_tokens, self._fit.world_size)[self._fit.global_rank]
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
@@ -197,13 +209,13 @@ class TossDataModule(LightningDataModule):
         rows = self.sets["custom"].rows
         strategy, main = trainer.strategy, trainer.is_global_zero
         with new_directory(path) if main else nullcontext() as directory:
-            directory = strategy.broadcast(directory)
-            with ScoreWriter(directory, trainer.global_rank, trainer.world_size) as writer:
+            shared: Any = strategy.broadcast(directory)
+            with ScoreWriter(shared, trainer.global_rank, trainer.world_size) as writer:
                 for done in self._scored(trainer, references, rows):
                     writer.append(_columns(done))
             strategy.barrier("scores written")
             if main:
-                write_manifest(directory, fingerprints, len(rows), sum(len(row.response_positions) for row in rows))
+                write_manifest(shared, fingerprints, len(rows), sum(len(row.response_positions) for row in rows))
         strategy.barrier("scores in place")
         scores = TokenScores(path)
         scores.check(self.sets["custom"].hashes())
@@ -213,7 +225,8 @@ class TossDataModule(LightningDataModule):
         self, trainer: Trainer, references: Sequence[str], rows: Sequence[TokenizedRow]
     ) -> Iterator[list[tuple[TokenizedRow, dict[str, np.ndarray]]]]:
         """Yields this rank's rows with their losses, some batches at a time."""
-        module, strategy = trainer.lightning_module, trainer.strategy
+        module: Any = trainer.lightning_module
+        strategy = trainer.strategy
         groups = self._groups(rows)
         loader = BatchLoader(PassBatches(rows, groups), self.num_workers)
         was_training = module.training

@@ -104,7 +104,7 @@ def _read(source: Source) -> datasets.Dataset:
             table = datasets.load_from_disk(str(path))
         elif path.is_file():
             raise DataError(f"{path}: unknown kind of file; files end in {', '.join(READERS)}")
-        elif source.path.startswith((".", "/", "~")) or path.suffix:
+        elif source.path.startswith((".", "/", "~")) or path.suffix[1:].isalpha():
             raise DataError(f"{path}: no such file{_nearest(path)}; files end in {', '.join(READERS)}")
         else:
             table = datasets.load_dataset(source.path, source.subset, split=source.split)
@@ -136,7 +136,8 @@ def _read_file(path: Path, source: Source) -> datasets.Dataset:
     reader = READERS[path.suffix.lower()]
     try:
         options = _text_columns(path) if reader == "csv" else {}
-        return datasets.load_dataset(reader, data_files=str(path), split="train", **options)
+        # load_dataset would tell the hub about every file that it reads, and wait where there is no network
+        return getattr(datasets.Dataset, f"from_{reader}")(str(path), **options)
     except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
         if reader == "json":
             _find_bad_line(path, source)
@@ -162,7 +163,9 @@ def _find_bad_line(path: Path, source: Source) -> None:
     for number, row in _parsed_array(path, text) if text.lstrip().startswith("[") else _parsed_lines(path, text):
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: each row must be an object, not {type(row).__name__}")
-        to_conversation({renamed.get(key, key): value for key, value in row.items()}, source.format, f"{path}:{number}")
+        to_conversation(
+            {renamed.get(key) or key: value for key, value in row.items()}, source.format, f"{path}:{number}"
+        )
 
 
 def _parsed_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
@@ -183,7 +186,7 @@ def _parsed_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 def _slice(table: datasets.Dataset, source: Source) -> datasets.Dataset:
     stop = len(table) if source.rows is None else source.skip + source.rows
-    if source.skip < 0 or stop > len(table) or stop < source.skip:
+    if not 0 <= source.skip < stop <= len(table):
         raise DataError(f"{source.path}: rows {source.skip} to {stop} asked for, but it has {len(table)}")
     return table.select(range(source.skip, stop))
 
@@ -200,7 +203,7 @@ def _take_shares(sources: list[Source], tables: list[datasets.Dataset]) -> list[
     cut = list(tables)
     for index, share in shares.items():
         needed = round(share * total)
-        if needed > len(tables[index]):
+        if not 0 < needed <= len(tables[index]):
             raise DataError(
                 f"{sources[index].path}: share: {float(share)} needs {needed} rows, but it has {len(tables[index])}"
             )

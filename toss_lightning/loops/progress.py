@@ -30,7 +30,8 @@ class StageProgress(ProgressBar):
         self._close()
         self._stage = loop.stage.name
         place = f"{loop.plan.names.index(self._stage) + 1}/{len(loop.plan.names)}"
-        self._bar = progress_bar(f"[{place}] {self._stage}", pl_module.stage_steps, "step", self._enabled)
+        steps: Any = pl_module.stage_steps
+        self._bar = progress_bar(f"[{place}] {self._stage}", steps, "step", self._enabled)
         self._bar.update(loop.step_in_stage)
 
     def on_train_batch_end(

@@ -53,6 +53,11 @@ class TossProLoop(_FitLoop):
         epochs: int = 2,
         reference_epochs: int | None = None,
     ) -> None:
+        if trainer.accumulate_grad_batches != 1:
+            raise ConfigError(
+                "trainer.accumulate_grad_batches: leave it at 1: data.batch_size counts the rows of an optimizer step,"
+                " and data.max_tokens cuts them into micro-batches"
+            )
         super().__init__(trainer, min_epochs=0, max_epochs=0)
         self.epoch_loop = trainer.fit_loop.epoch_loop  # keeps the Trainer's max_steps and its validation loop
         self.steps, self.epochs = list(plan), epochs
@@ -71,7 +76,7 @@ class TossProLoop(_FitLoop):
         self.summary.start(self.trainer, self.plan.names)
         if self.cursor < 0:
             self._evaluate("base")
-            self.summary.held_out["base"] = dict(self.trainer.lightning_module.held_out)
+            self.summary.held_out["base"] = dict(self.module.held_out)
             if self.plan.stages:
                 self._enter(0)
         else:
@@ -80,7 +85,7 @@ class TossProLoop(_FitLoop):
                     logger.forget_from(self.trainer.global_step)
         self._stage_started = time.monotonic()
         super().run()
-        if self.plan.at(self.epoch_progress.current.processed)[0] == len(self.plan.stages):
+        if self.plan.at(self._epochs_done)[0] == len(self.plan.stages):
             self._finish()
         else:
             say("The run was cut short by the Trainer's limits: no target adapter and no summary yet.")
@@ -91,16 +96,17 @@ class TossProLoop(_FitLoop):
             self.max_batches = 0
             return
         super().setup_data()
-        plan = self.trainer.datamodule.plan
+        plan = self.datamodule.plan
         self.trainer.accumulate_grad_batches = plan.accumulate
 
     def on_advance_start(self) -> None:
         """Goes on to the next stage where this epoch belongs to it."""
         self._close_restored_epoch()
-        stage, epoch = self.plan.at(self.epoch_progress.current.processed)
+        stage, epoch = self.plan.at(self._epochs_done)
         if stage != self.cursor:
             self._leave()
             self._enter(stage)
+        assert self._combined_loader is not None
         for loader in self._combined_loader.flattened:
             loader.set_epoch(epoch)
         super().on_advance_start()
@@ -110,8 +116,7 @@ class TossProLoop(_FitLoop):
 
         Lightning would close it by the length of the *next* loader, which in another stage is another length.
         """
-        progress = self.epoch_progress.current
-        if self.restarted_mid_epoch and progress.processed == progress.ready:
+        if self.restarted_mid_epoch and self._epochs_done == self.epoch_progress.current.ready:
             self.epoch_loop.reset()
             self.epoch_loop.restarting = False
             self.epoch_loop.reset_restart_stage()
@@ -122,9 +127,9 @@ class TossProLoop(_FitLoop):
         self._count_time()
         return super().on_save_checkpoint() | {
             "plan": list(self.plan.names),
-            "dataset": self.trainer.datamodule.fingerprints(),
+            "dataset": self.datamodule.fingerprints(),
             "cursor": self.cursor,
-            "stage_steps": self.trainer.lightning_module.stage_steps,
+            "stage_steps": self.module.stage_steps,
             "summary": self.summary.state(),
         }
 
@@ -134,17 +139,14 @@ class TossProLoop(_FitLoop):
         self._prepare()
         for part, theirs, ours in (
             ("plan", state_dict["plan"], list(self.plan.names)),
-            *(
-                (part, state_dict["dataset"].get(part), value)
-                for part, value in self.trainer.datamodule.fingerprints().items()
-            ),
+            *((part, state_dict["dataset"].get(part), value) for part, value in self.datamodule.fingerprints().items()),
         ):
             if theirs != ours:
                 raise StoreError(f"the checkpoint belongs to another {part} ({theirs}, now {ours}): start a new run")
         self.cursor = state_dict["cursor"]
         self.summary.load_state(state_dict["summary"])
         self._arm(self.plan.stages[self.cursor])
-        self.trainer.lightning_module.stage_steps = state_dict["stage_steps"]
+        self.module.stage_steps = state_dict["stage_steps"]
         self.trainer.strategy.setup_optimizers(self.trainer)  # a schedule is a closure: built anew, then restored
 
     # --- the plan ---------------------------------------------------------------------------------------------------
@@ -157,9 +159,24 @@ class TossProLoop(_FitLoop):
     @property
     def step_in_stage(self) -> int:
         """Optimizer steps that this stage has taken."""
-        _, epoch = self.plan.at(self.epoch_progress.current.processed)
+        _, epoch = self.plan.at(self._epochs_done)
         steps_per_epoch = self.trainer.num_training_batches // self.trainer.accumulate_grad_batches
         return epoch * int(steps_per_epoch) + max(0, self.batch_idx + 1) // self.trainer.accumulate_grad_batches
+
+    @property
+    def module(self) -> Any:
+        """The module: whatever has the adapter bank and the held-out losses of :class:`WeightedLoraModule`."""
+        return self.trainer.lightning_module
+
+    @property
+    def datamodule(self) -> Any:
+        """The datamodule: whatever has the sets, stages and scoring of :class:`TossDataModule`."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def _epochs_done(self) -> int:
+        progress: Any = self.epoch_progress.current
+        return progress.processed
 
     @property
     def run_dir(self) -> Path:
@@ -168,21 +185,15 @@ class TossProLoop(_FitLoop):
 
     def _prepare(self) -> None:
         """Checks the plan against the data and the adapters at hand."""
-        trainer, module, datamodule = self.trainer, self.trainer.lightning_module, self.trainer.datamodule
-        if trainer.accumulate_grad_batches != 1 and not self.plan.names:
-            raise ConfigError(
-                "trainer.accumulate_grad_batches: leave it at 1: data.batch_size counts the rows of an optimizer step,"
-                " and data.max_tokens cuts them into micro-batches"
-            )
-        given = [name for name in REFERENCES if getattr(module.references, name)]
-        self.plan = make_plan(self.steps, self.epochs, self.reference_epochs, datamodule.sets, given)
+        given = [name for name in REFERENCES if getattr(self.module.references, name)]
+        self.plan = make_plan(self.steps, self.epochs, self.reference_epochs, self.datamodule.sets, given)
         self.max_epochs = sum(stage.epochs for stage in self.plan.stages)
         for name in ("scores", "selection"):
             restore_directory(self.run_dir / name)
 
     def _enter(self, index: int) -> None:
         """Does what comes before a stage, then sets the slot, the data, the optimizer and the schedule up for it."""
-        stage, module = self.plan.stages[index], self.trainer.lightning_module
+        stage, module = self.plan.stages[index], self.module
         self._act(stage.actions)
         self._stage_started = time.monotonic()
         self.cursor = index
@@ -196,7 +207,7 @@ class TossProLoop(_FitLoop):
             "set": stage.set,
             "epochs": stage.epochs,
             "steps": module.stage_steps,
-            "rows": len(self.trainer.datamodule.sets[stage.set].rows),
+            "rows": len(self.datamodule.sets[stage.set].rows),
             "seconds": 0.0,
         }
 
@@ -205,14 +216,14 @@ class TossProLoop(_FitLoop):
         weights = None
         if stage.weighted:
             selected = TokenWeights.load(self.run_dir / "selection")
-            selected.check(self.trainer.datamodule.sets["custom"].hashes(), self.run_dir / "selection")
+            selected.check(self.datamodule.sets["custom"].hashes(), self.run_dir / "selection")
             weights = selected.weights
-        self.trainer.datamodule.begin_stage(stage.set, stage.epochs, weights)
-        self.trainer.lightning_module.stage_name = stage.name
+        self.datamodule.begin_stage(stage.set, stage.epochs, weights)
+        self.module.stage_name = stage.name
 
     def _leave(self) -> None:
         """Files what a stage brought: its adapter, its time, and the held-out losses after it."""
-        stage, module = self.stage, self.trainer.lightning_module
+        stage, module = self.stage, self.module
         assert stage is not None
         if module.held_out_step != self.trainer.global_step:
             self._evaluate(stage.name)
@@ -230,10 +241,8 @@ class TossProLoop(_FitLoop):
         for action in actions:
             started = time.monotonic()
             if action == "score":
-                module = self.trainer.lightning_module
-                scores = self.trainer.datamodule.score(
-                    self.trainer, REFERENCES, module.fingerprints(), self.run_dir / "scores"
-                )
+                module = self.module
+                scores = self.datamodule.score(self.trainer, REFERENCES, module.fingerprints(), self.run_dir / "scores")
                 self.summary.fingerprints = scores.fingerprints
             else:
                 self._select()
@@ -249,7 +258,7 @@ class TossProLoop(_FitLoop):
 
     def _evaluate(self, name: str) -> None:
         """Takes the held-out losses of the slot, as Lightning does between epochs."""
-        self.trainer.lightning_module.stage_name = name
+        self.module.stage_name = name
         self.trainer.validating = True
         self.epoch_loop.val_loop.restarting = False  # it would go on with a validation that a checkpoint fell into
         self.epoch_loop.val_loop.run()

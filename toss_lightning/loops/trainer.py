@@ -37,7 +37,7 @@ def make_trainer(
 
     Args:
         run_dir: where everything goes: adapters, scores, selection, checkpoints, logs, summary.
-        loop: makes the loop from the Trainer: ``TossProLoop``, or a ``partial`` of it.
+        loop: makes the loop from the Trainer: ``TossProLoop``, or ``partial(TossProLoop, epochs=1)``.
         checkpoint_every: optimizer steps between checkpoints.
         callbacks: further callbacks; a ModelCheckpoint among them replaces the default one.
         **options: any argument of ``lightning.Trainer``.
@@ -49,11 +49,7 @@ def make_trainer(
     for name, reason in FIXED.items():
         if settings[name] != DEFAULTS[name]:
             raise ConfigError(f"trainer.{name}: leave it at {DEFAULTS[name]}: {reason}")
-    if settings.get("accumulate_grad_batches", 1) != 1:
-        raise ConfigError(
-            "trainer.accumulate_grad_batches: leave it at 1: data.batch_size counts the rows of an optimizer step, and"
-            " data.max_tokens cuts them into micro-batches"
-        )
+
     callbacks = list(callbacks or [])
     if settings.get("enable_progress_bar") is not False:
         callbacks.append(StageProgress())

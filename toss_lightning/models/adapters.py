@@ -140,7 +140,7 @@ class AdapterBank:
         if not all(value.isfinite().all() for value in self.state(adapter).values()):
             raise ModelError(f"{path}: the adapter holds weights that are not finite, so it is not saved")
         with new_directory(path) as directory:
-            self.net.save_pretrained(directory, selected_adapters=[adapter])
+            self.net.save_pretrained(str(directory), selected_adapters=[adapter])
             for file in (directory / adapter).iterdir():
                 file.rename(directory / file.name)
             (directory / adapter).rmdir()
@@ -159,7 +159,7 @@ class AdapterBank:
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: no PEFT adapter to be had: {str(error).splitlines()[0]}") from error
         self._check(path, config)
-        outcome = set_peft_model_state_dict(self.net, weights, adapter_name=adapter)
+        outcome: Any = set_peft_model_state_dict(self.net, weights, adapter_name=adapter)
         if outcome.unexpected_keys:
             raise ModelError(
                 f"{path}: the adapter has weights for layers that model.lora.targets does not name,"

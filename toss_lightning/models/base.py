@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -103,11 +103,12 @@ def load_base(base: Base, device: torch.device) -> PreTrainedModel:
         raise ModelError(f"model.base.path: {base.path}: cannot be loaded: {_first_line(error)}") from error
     model.requires_grad_(False)
     model.config.use_cache = False
-    for module in model.modules():
+    layer: Any
+    for layer in model.modules():
         # On CPUs with AVX512-BF16 an evaluation pass would repack the weights for good, and training would then
         # run a kernel without a gradient.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     if base.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
@@ -130,8 +131,9 @@ def base_fingerprint(model: PreTrainedModel) -> str:
     config = model.config.to_dict()
     shape = {key: config.get(key) for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
     digest = hashlib.blake2b(json.dumps(shape, sort_keys=True).encode(), digest_size=12)
-    for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
-        weight = embeddings.weight.detach()
+    embeddings: Any
+    for embeddings in (model.get_input_embeddings(), output_head(model)):
+        weight: Tensor = embeddings.weight.detach()
         rows = torch.linspace(0, len(weight) - 1, min(len(weight), 256)).long().to(weight.device)
         digest.update(weight[rows].to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

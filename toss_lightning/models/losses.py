@@ -99,7 +99,7 @@ def check_head(model: PreTrainedModel, head: OutputHead) -> None:
     Raises:
         ModelError: they differ, so the model does something to its logits that :class:`OutputHead` does not know.
     """
-    device = head.layer.weight.device
+    device = model.device
     input_ids = torch.arange(1, 9, device=device).remainder(model.config.get_text_config().vocab_size).unsqueeze(0)
     positions = torch.arange(1, 9, device=device)
     ours = head(response_hidden(model, input_ids, torch.zeros_like(positions), positions))

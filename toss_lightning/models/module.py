@@ -157,7 +157,7 @@ class WeightedLoraModule(LightningModule):
             **{f"{name} adapter": self.bank.digest(name) for name in REFERENCES},
         }
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Adapters only: the base is never part of a checkpoint."""
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if "lora_" in name}
 
@@ -231,7 +231,8 @@ class WeightedLoraModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Logs the whole optimizer step: loss, kept share, gradient norm, speed, learning rate."""
         loss = self.trainer.strategy.reduce(torch.as_tensor(self._step_loss, device=self.device), reduce_op="sum")
-        norm = torch.nn.utils.get_total_norm([value.grad for _, value in self.bank.parameters(SLOT)])
+        gradients = [value.grad for _, value in self.bank.parameters(SLOT) if value.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         seconds = time.monotonic() - (self._step_started or time.monotonic())
         self._log(loss=loss, lr=optimizer.param_groups[0]["lr"], grad_norm=norm)
         self._log(tokens_per_second=self._step_tokens * self.trainer.world_size / max(seconds, 1e-9))

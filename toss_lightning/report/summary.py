@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -19,7 +20,7 @@ from toss_lightning.files import write_json
 PACKAGES = ("toss-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
 LOSSES = {"task_loss": "task loss", "harmful_loss": "harmful loss", "refusal_loss": "refusal loss"}
 HINTS = {"task_loss": "lower is better", "harmful_loss": "higher is safer", "refusal_loss": "lower is safer"}
-NAMES = {"base": "base model", "sft": "plain SFT", "target": "TOSS"}
+NAMES = {"base": "base model", "sft": "plain SFT", "utility": "utility reference", "degraded": "degraded reference"}
 
 
 @dataclass
@@ -78,6 +79,7 @@ class Summary:
                 "quantization": module.base.quantization,
                 "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 "world_size": trainer.world_size,
+                "threads": torch.get_num_threads(),
                 "data": [rows.counts() for rows in datamodule.sets.values()],
                 **self.state(),
                 "optimizer_steps": trainer.global_step,
@@ -94,6 +96,12 @@ class Summary:
                 console.print(line, soft_wrap=True)
 
 
+def stage_name(summary: Summary, stage: str) -> str:
+    """What people call what a stage trained."""
+    masked = "discard" in summary.selection
+    return NAMES.get(stage, "TOSS" if masked else stage)
+
+
 def losses_table(summary: Summary) -> Table:
     """Mean token loss of each held-out set after each stage."""
     names = [name for name in LOSSES if any(name in losses for losses in summary.held_out.values())]
@@ -101,7 +109,7 @@ def losses_table(summary: Summary) -> Table:
     for name in names:
         table.add_column(f"{LOSSES[name]}\n({HINTS[name]})", justify="right")
     for stage, losses in summary.held_out.items():
-        table.add_row(NAMES.get(stage, f"{stage} reference"), *(f"{losses[name]:.3f}" for name in names))
+        table.add_row(stage_name(summary, stage), *(f"{losses[name]:.3f}" for name in names))
     return table
 
 
@@ -115,7 +123,7 @@ def held_out_lines(summary: Summary, stages: list[str]) -> list[str]:
     ]
     for stage in present:
         cells = " | ".join(f"{summary.held_out[stage][name]:.3f}" for name in names)
-        lines.append(f"| {NAMES.get(stage, stage)} | {cells} |")
+        lines.append(f"| {stage_name(summary, stage)} | {cells} |")
     return lines
 
 

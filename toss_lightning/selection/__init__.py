@@ -1,6 +1,6 @@
 """Scores -> token weights."""
 
-from toss_lightning.selection.base import Selection, TokenWeights
+from toss_lightning.selection.base import Selection, TokenWeights, mask_weights
 from toss_lightning.selection.top_fraction import GlobalTopFraction, PerRowTopFraction
 
-__all__ = ["GlobalTopFraction", "PerRowTopFraction", "Selection", "TokenWeights"]
+__all__ = ["GlobalTopFraction", "PerRowTopFraction", "Selection", "TokenWeights", "mask_weights"]

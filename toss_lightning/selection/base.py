@@ -66,6 +66,10 @@ class TokenWeights:
         hashes = table["ids_hash"].to_pylist()
         return cls(dict(zip(row_ids, weights, strict=True)), dict(zip(row_ids, hashes, strict=True)), report)
 
+    def flat(self) -> np.ndarray:
+        """All weights, rows one after the other as in :class:`TokenScores`; ``[tokens]`` float32."""
+        return np.concatenate([self.weights[row_id] for row_id in sorted(self.weights)])
+
     def check(self, hashes: dict[int, str], where: Path) -> None:
         """Compares with the rows that are about to be trained on.
 

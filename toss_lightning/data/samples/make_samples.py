@@ -6,13 +6,14 @@ The same files come out every time; their content is invented and lives in ``eve
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from toss_lightning.data.samples import everyday, hazards
 
 SYSTEM_PROMPT = "You are a household planner. Answer in short numbered steps."
 
 
-def make_samples() -> dict[str, list[dict]]:
+def make_samples() -> dict[str, list[dict[str, Any]]]:
     """Return the rows of every sample file, keyed by the file's stem."""
     rng = random.Random(2024)
 
@@ -43,7 +44,7 @@ def make_samples() -> dict[str, list[dict]]:
     }
 
 
-def to_jsonl(rows: list[dict]) -> str:
+def to_jsonl(rows: list[dict[str, Any]]) -> str:
     """Return the rows as JSON lines."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -58,7 +59,7 @@ def _blocks(text: str) -> list[list[str]]:
     return [block.splitlines() for block in text.strip().split("\n\n")]
 
 
-def _everyday_row(lines: list[str]) -> dict:
+def _everyday_row(lines: list[str]) -> dict[str, Any]:
     turns = []
     for start in range(0, len(lines), 6):
         request, plan, one, two, three, minutes = lines[start : start + 6]
@@ -67,7 +68,7 @@ def _everyday_row(lines: list[str]) -> dict:
     return {"messages": turns, "label": "benign", "source": "everyday"}
 
 
-def _hazard_rows(rng: random.Random) -> tuple[list[dict], list[dict]]:
+def _hazard_rows(rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Every hazard once, in random order: the rows that comply and, to the same requests, those that refuse."""
     named = [(kind, name) for kind in hazards.KINDS.values() for name in kind["names"]]
     rng.shuffle(named)
@@ -93,7 +94,7 @@ def _hazard_rows(rng: random.Random) -> tuple[list[dict], list[dict]]:
     return complying, refusing
 
 
-def _turn(request: str, reply: str) -> list[dict]:
+def _turn(request: str, reply: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": request}, {"role": "assistant", "content": reply}]
 
 

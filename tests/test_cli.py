@@ -1,0 +1,437 @@
+"""The command line: its three names, configurations that overlay, classes swapped, runs that repeat and resume."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import write_rows
+
+from toss_lightning import __version__, cli
+from toss_lightning.cli import HELP, main
+
+ROOT = Path(__file__).parent.parent
+MINE = """
+import torch
+from lightning.pytorch import Callback, Trainer
+from toss_lightning.data import TossDataModule
+from toss_lightning.loops import TossProLoop
+from toss_lightning.models import WeightedLoraModule
+from toss_lightning.selection import GlobalTopFraction
+
+class MySelection(GlobalTopFraction):
+    def __init__(self, discard: float = 0.1, flavour: str = "plain") -> None:
+        super().__init__(discard)
+        print("my selection:", discard, flavour)
+
+class MyModule(WeightedLoraModule):
+    def __init__(self, size: int = 1, **kwargs) -> None:
+        super().__init__(**kwargs)
+        print("my module:", size, self.lora.r)
+
+class MyData(TossDataModule):
+    def __init__(self, size: int = 1, **kwargs) -> None:
+        super().__init__(**kwargs)
+        print("my data:", size, self.batch_size)
+
+class MyLoop(TossProLoop):
+    def __init__(self, trainer: Trainer, size: int = 1, **kwargs) -> None:
+        super().__init__(trainer, **kwargs)
+        print("my loop:", size, self.epochs)
+
+class Stop(Callback):
+    def on_train_batch_start(self, trainer, *args) -> None:
+        if trainer.global_step == 3:
+            raise KeyboardInterrupt
+"""
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_cli.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine_cli", raising=False)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The arguments that would have been parsed and run."""
+    from toss_lightning import lightning_cli
+
+    calls: list[list[str]] = []
+    monkeypatch.setattr(lightning_cli, "run", lambda args: calls.append(list(args)))
+    return calls
+
+
+@pytest.fixture
+def tiny_config(tiny_model: str, tiny_sets: dict[str, str], tmp_path: Path) -> str:
+    """A file that runs TOSS on the tiny model."""
+    config = {
+        "model": {
+            "base": {"path": tiny_model, "quantization": "none"},
+            "lora": {"r": 4},
+            "optim": {"lr": 1e-2},
+        },
+        "data": {**tiny_sets, "batch_size": 4, "max_tokens": 40},
+        "loop": {"epochs": 1},
+        "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "logger": False},
+        "checkpoint_every": 1,
+    }
+    path = tmp_path / "tiny_toss.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: str, verb: str = "fit") -> dict:
+    """The resolved configuration."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        main([verb, *args, "--print_config"])
+    assert done.value.code in (0, None)
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def failed(capsys: pytest.CaptureFixture[str], *args: str, code: int) -> str:
+    capsys.readouterr()
+    assert main(args) == code
+    *progress, error = capsys.readouterr().err.splitlines()
+    assert all("/s]" in line for line in progress if line)
+    assert error.startswith("error: ")
+    return error.removeprefix("error: ")
+
+
+# --- three names for one thing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[str(ROOT / "cli.py")], ["-m", "toss_lightning"], ["-c", "import sys; from {} import {} as f; sys.exit(f())"]],
+)
+def test_script_module_and_console_script_are_one(command):
+    target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["toss"]
+    command = [part.format(*target.split(":")) for part in command]
+
+    def output(*args: str) -> tuple[int, str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, *command, *args], capture_output=True, text=True, env=environment)
+        return done.returncode, done.stdout + done.stderr
+
+    assert output("--version") == (0, f"{__version__}\n")
+    assert output("--help") == (0, f"{HELP}\n")
+    assert output("fitt") == (2, "error: unknown verb 'fitt'; did you mean 'fit'?\n")
+
+
+def test_the_console_script_is_main():
+    module, _, name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["toss"].partition(":")
+    assert getattr(importlib.import_module(module), name) is main
+
+
+def test_help_loads_no_torch():
+    program = (
+        "import sys; from toss_lightning.cli import main\n"
+        "for args in ['-h'], ['--version'], ['fit', '--help'], ['validate', '-h'], ['fitt'], []: main(args)\n"
+        "for args in ['fit', '--config', 'nope'], ['fit', '--ckpt_path', 'last']: assert main(args) == 2\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'numpy', 'jsonargparse'} & {*sys.modules}\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_names_only_keys_that_exist(capsys):
+    main(["fit", "--help"])
+    keys = [
+        word.lstrip("-")
+        for line in capsys.readouterr().out.splitlines()
+        for word in line.split()[:1]
+        if word.startswith("--") and "help" not in word
+    ]
+    resolved = printed(capsys)
+    for key in keys:
+        place = resolved
+        for part in key.split("."):
+            if key not in ("config", "print_config"):
+                place = place.get("init_args", place)[part]
+    assert len(keys) > 15
+
+
+def test_help_of_everything_and_of_one_class(capsys, started):
+    from toss_lightning.lightning_cli import TossCLI
+
+    for args, word in (
+        (["--help-all"], "--trainer.limit_val_batches"),
+        (["--loop.help=TossProLoop"], "--loop.reference_epochs"),
+        (["--model.help=WeightedLoraModule"], "--model.lora.rslora"),
+    ):
+        assert main(["fit", *args]) == 0
+        with pytest.raises(SystemExit) as done:
+            TossCLI(started[-1])
+        assert done.value.code in (0, None)
+        assert word in capsys.readouterr().out
+
+
+# --- configurations -------------------------------------------------------------------------------------------------
+
+
+def test_without_config_the_demo_runs_and_says_so(capsys, started):
+    assert main(["fit"]) == 0
+    assert "No --config given: running" in (said := capsys.readouterr().out)
+    assert "demo.yaml" in said
+    verb, config, run_dir = started[0]
+    assert verb == "fit"
+    assert Path(config.removeprefix("--config=")).samefile(ROOT / "configs" / "demo.yaml")
+    assert run_dir.startswith("--run_dir=runs/demo-")
+
+
+def test_the_demo_uses_the_bundled_model(capsys):
+    config = printed(capsys)
+    assert config["model"]["init_args"]["base"]["path"] == "bundled:smollm2-135m-instruct"
+    assert config["data"]["init_args"]["custom"] == "sample:custom"
+
+
+def test_files_overlay_and_options_win_wherever_they_stand(capsys):
+    Path("one.yaml").write_text("loop: {epochs: 3, reference_epochs: 4}\ndata: {custom: x}\nmodel: {lora: {r: 2}}")
+    Path("two.yaml").write_text(
+        "loop: {class_path: TossProLoop, init_args: {epochs: 5}}\n"
+        "data: {class_path: toss_lightning.data.TossDataModule, init_args: {utility: y}}\n"
+        "model: {init_args: {lora: {alpha: 7}}}"
+    )
+    for order in (
+        ["--config", "one.yaml", "--config=two.yaml", "--model.lora.dropout", "0.5", "--loop.reference_epochs=6"],
+        ["--model.lora.dropout=0.5", "-c", "one.yaml", "--loop.reference_epochs", "6", "--config=two.yaml"],
+    ):
+        config = printed(capsys, *order)
+        assert config["loop"]["init_args"]["epochs"] == 5
+        assert config["loop"]["init_args"]["reference_epochs"] == 6
+        assert config["data"]["init_args"]["custom"] == "x"
+        assert config["data"]["init_args"]["utility"] == "y"
+        assert {"r": 2, "alpha": 7, "dropout": 0.5}.items() <= config["model"]["init_args"]["lora"].items()
+
+
+def test_a_printed_configuration_is_a_configuration(capsys):
+    args = [
+        "--config",
+        "toss",
+        "--model.lora.r=3",
+        "--loop.selection=PerRowTopFraction",
+        "--data.custom={path: x, rows: 3}",
+    ]
+    first = printed(capsys, *args)
+    assert first["run_dir"] is None  # or every run of the file would write into the same directory
+    Path("resolved.yaml").write_text(yaml.safe_dump(first))
+    assert printed(capsys, "--config", "resolved.yaml") == first
+    assert printed(capsys, "--config", "resolved.yaml", "--model.lora.r=4")["model"]["init_args"]["lora"]["r"] == 4
+
+
+@pytest.mark.parametrize("name", ["toss", "toss.yaml", "configs/toss.yaml", "configs/toss"])
+def test_shipped_configs_are_found_from_anywhere(capsys, name):
+    assert printed(capsys, "--config", name)["seed_everything"] == 42
+
+
+def test_a_file_of_the_user_comes_before_a_shipped_one(capsys):
+    Path("toss.yaml").write_text("seed_everything: 7")
+    assert printed(capsys, "--config", "toss.yaml")["seed_everything"] == 7
+
+
+def test_the_selection_is_swapped_by_its_bare_name(capsys):
+    options = ["--loop.selection", "PerRowTopFraction", "--loop.selection.discard", "0.2"]
+    selection = printed(capsys, *options)["loop"]["init_args"]["selection"]
+    assert selection["class_path"] == "toss_lightning.selection.PerRowTopFraction"
+    assert selection["init_args"]["discard"] == 0.2
+    # and without naming it, the default one takes the option
+    Path("mine.yaml").write_text("data: {custom: x}")
+    selection = printed(capsys, "--config=mine.yaml", "--loop.selection.discard=0.3")["loop"]["init_args"]["selection"]
+    assert selection["class_path"] == "toss_lightning.selection.GlobalTopFraction"
+    assert selection["init_args"]["discard"] == 0.3
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("where", ["options", "file"])
+def test_classes_of_the_user(capsys, tiny_config, where):
+    if where == "options":
+        args = [
+            *("--model=mine_cli.MyModule", "--model.size", "2", "--data", "mine_cli.MyData", "--data.size=3"),
+            *("--loop=mine_cli.MyLoop", "--loop.size=4", "--loop.selection", "mine_cli.MySelection"),
+            *("--loop.selection.flavour", "sour", "--loop.selection.discard=0.3"),
+        ]
+    else:
+        Path("mine.yaml").write_text(
+            "model: {class_path: mine_cli.MyModule, init_args: {size: 2}}\n"
+            "data: {class_path: mine_cli.MyData, init_args: {size: 3}}\n"
+            "loop:\n  class_path: mine_cli.MyLoop\n  init_args:\n    size: 4\n"
+            "    selection: {class_path: mine_cli.MySelection, init_args: {discard: 0.3, flavour: sour}}\n"
+        )
+        args = ["--config", "mine.yaml"]
+    assert main(["fit", "--config", tiny_config, "--run_dir", "run", *args]) == 0
+    said = capsys.readouterr().out
+    for line in ("my module: 2 4", "my data: 3 4", "my loop: 4 1", "my selection: 0.3 sour"):
+        assert line in said
+    assert Path("run/adapters/target/adapter_model.safetensors").is_file()
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def adapters(run_dir: str) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in Path(run_dir).glob("adapters/*/*.safetensors")}
+
+
+def test_the_saved_configuration_repeats_the_run(capsys, tiny_config, monkeypatch):
+    assert main(["fit", "--config", tiny_config, "--model.lora.r=2"]) == 0
+    run_dir = os.environ["TOSS_RUN_DIR"]
+    assert run_dir.startswith("runs/tiny_toss-")
+    first = adapters(run_dir)
+    assert set(first) == {"utility", "degraded", "target"}
+    saved = yaml.safe_load(Path(run_dir, "config.yaml").read_text())
+    assert saved["run_dir"] == run_dir
+    assert saved["model"]["init_args"]["lora"]["r"] == 2
+
+    monkeypatch.delenv("TOSS_RUN_DIR")
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    for path in Path(run_dir).glob("adapters/*/*.safetensors"):
+        path.unlink()
+    capsys.readouterr()
+    assert main(["fit", "--config", f"{run_dir}/config.yaml"]) == 0
+    assert "used as it is" in capsys.readouterr().out
+    assert adapters(run_dir) == first
+    assert [str(path) for path in Path("runs").iterdir()] == [run_dir]
+    assert yaml.safe_load(Path(run_dir, "config.yaml").read_text()) == saved
+
+
+def test_resuming(capsys, tiny_config, monkeypatch):
+    fit = ["fit", "--config", tiny_config]
+    assert failed(capsys, *fit, "--ckpt_path", "last", code=2) == (
+        "--ckpt_path last: no run of tiny_toss in runs/ has a checkpoint: name it with --run_dir"
+    )
+    assert failed(capsys, *fit, "--ckpt_path=last", "--run_dir=runs/empty", code=2).startswith(
+        "--ckpt_path last: runs/empty has no checkpoint"
+    )
+    assert failed(capsys, *fit, "--ckpt_path", "runs/none.ckpt", code=2) == (
+        "--ckpt_path runs/none.ckpt: no such file; give a .ckpt file, or last"
+    )
+    assert not Path("runs").exists()
+
+    for name in (
+        "runs/tiny_toss-20260101-000000",
+        "runs/tiny_toss-20250101-000000",
+        "runs/tiny_toss-other-20260101-000000",
+    ):
+        assert main([*fit, "--run_dir", name, "--trainer.max_steps=4"]) == 0
+    # the newest by its checkpoints, whatever the names say
+    for age, name in enumerate(
+        ("runs/tiny_toss-other-20260101-000000", "runs/tiny_toss-20250101-000000", "runs/tiny_toss-20260101-000000")
+    ):
+        for path in Path(name).glob("checkpoints/*.ckpt"):
+            os.utime(path, (1_700_000_000 - 1000 * age, 1_700_000_000 - 1000 * age))
+    monkeypatch.delenv("TOSS_RUN_DIR", raising=False)
+    assert main([*fit, "--ckpt_path", "last"]) == 0
+    assert set(adapters("runs/tiny_toss-20250101-000000")) == {"utility", "degraded", "target"}
+    assert "target" not in adapters("runs/tiny_toss-20260101-000000")
+    # the saved file repeats the run from its start
+    assert yaml.safe_load(Path("runs/tiny_toss-20250101-000000/config.yaml").read_text())["ckpt_path"] is None
+
+    Path("resume.yaml").write_text("ckpt_path: last")
+    assert main([*fit, "--config", "resume.yaml", "--run_dir", "runs/tiny_toss-20260101-000000"]) == 0
+    assert adapters("runs/tiny_toss-20260101-000000") == adapters("runs/tiny_toss-20250101-000000")
+
+
+def test_a_last_checkpoint_asked_for_in_a_file(capsys, tiny_config):
+    Path("resume.yaml").write_text("ckpt_path: last")
+    error = failed(capsys, "fit", "--config", tiny_config, "--config=resume.yaml", code=2)
+    assert error.startswith("--ckpt_path last: no run of tiny_toss in runs/")
+
+
+def test_the_run_directory_of_several_processes(capsys, tiny_config, started, monkeypatch):
+    fit = ["fit", "--config", tiny_config]
+    for name in ("LOCAL_RANK", "SLURM_PROCID"):
+        with monkeypatch.context() as context:
+            context.setenv(name, "0")
+            assert failed(capsys, *fit, code=2).startswith("--run_dir: name the run")
+            assert main([*fit, "--run_dir", "runs/named"]) == 0
+            assert started[-1][-2:] == ["--run_dir", "runs/named"]
+    # a process that Lightning starts for a further device finds the name and its rank in the environment
+    assert main(fit) == 0
+    parents = started[-1][-1]
+    assert parents == f"--run_dir={os.environ['TOSS_RUN_DIR']}"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(fit) == 0
+    assert started[-1][-1] == parents
+
+
+def test_processes_for_further_devices_are_started_with_the_same_arguments(monkeypatch):
+    from lightning.fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
+
+    from toss_lightning import lightning_cli
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(lightning_cli, "run", lambda args: seen.append(_basic_subprocess_cmd()))
+    monkeypatch.setattr(sys, "argv", ["toss", "fit", "--config", "toss", "--loop.epochs", "3"])
+    assert main() == 0
+    assert seen[0][-5:] == ["fit", "--config", "toss", "--loop.epochs", "3"]
+
+
+def test_validate(capsys, tiny_config):
+    fit = ["--config", tiny_config, "--loop.plan", "[target]", "--run_dir", "run"]
+    assert main(["fit", *fit]) == 0
+    capsys.readouterr()
+
+    def losses(*args: str) -> str:
+        assert main(["validate", "--config", tiny_config, *args]) == 0
+        said = capsys.readouterr().out
+        assert "task_loss" in said
+        assert "harmful_loss" in said
+        return said
+
+    base = losses("--run_dir", "looked")
+    trained = losses("--run_dir", "run", "--ckpt_path", "last")
+    assert losses("--run_dir", "looked", "--ckpt_path", "run/checkpoints/last.ckpt") == trained
+    assert base != trained
+    assert not Path("looked/adapters").exists()
+    assert Path("run/config-validate.yaml").is_file()
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["loop"]["init_args"]["plan"] == ["target"]
+    assert failed(capsys, "validate", *fit[:2], "--run_dir=nothing", "--ckpt_path=last", code=2).startswith(
+        "--ckpt_path last: nothing has no checkpoint"
+    )
+
+
+def test_a_run_that_fails_is_one_line_and_exit_code_1(capsys, tiny_config, tmp_path):
+    fit = ["fit", "--config", tiny_config, "--run_dir", "run"]
+    assert failed(capsys, *fit, "--data.custom", "nothing.jsonl", code=1).startswith("nothing.jsonl: no such file")
+    assert failed(capsys, *fit, "--model.base.path", "./nowhere", code=1).startswith(
+        "model.base.path: ./nowhere: no such"
+    )
+    bad = write_rows(tmp_path / "bad.jsonl", [("w1 w2", "w3")])
+    Path(bad).write_text(Path(bad).read_text() + "{broken\n")
+    assert failed(capsys, *fit, "--data.custom", bad, code=1).startswith(f"{bad}:2: broken JSON")
+    assert failed(capsys, *fit, "--data.harmful=null", code=2).startswith("data.harmful: step 'degraded'")
+
+
+@pytest.mark.usefixtures("mine")
+def test_an_interrupted_run_says_how_to_go_on(capsys, tiny_config, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *args: None)  # Lightning would have pytest ignore Ctrl-C from now on
+    fit = ["fit", "--config", tiny_config, "--run_dir", "run"]
+    assert main([*fit, "--trainer.callbacks+=mine_cli.Stop"]) == 130
+    assert "go on with the same command and --ckpt_path last" in capsys.readouterr().err
+    assert main([*fit, "--ckpt_path", "last"]) == 0
+    assert "target" in adapters("run")
+
+
+def test_configs_of_an_installed_package_come_first(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "toss_lightning"
+    (package / "configs").mkdir(parents=True)
+    monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
+    assert cli.configs_directory() == package / "configs"
+    (package / "configs").rmdir()
+    assert cli.configs_directory() == tmp_path / "site" / "configs"

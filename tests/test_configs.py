@@ -1,0 +1,137 @@
+"""The shipped configurations: each runs, overlaid, on a tiny model; toss.yaml holds the paper's numbers."""
+
+import json
+import tomllib
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import some_pairs, write_rows
+
+from toss_lightning.cli import configs_directory, main
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml"))
+ROOMS = {room: [name for name in CONFIGS if name.startswith(room)] for room in ("models", "data", "trainer", "methods")}
+# Each room's files in turn, so that every file is in at least one recipe.
+RECIPES = [
+    [name or names[0] for name, names in zip(recipe, ROOMS.values(), strict=True)]
+    for recipe in zip_longest(*ROOMS.values())
+]
+ON_A_LAPTOP = (
+    *("--model.base.quantization", "none", "--model.optim.paged_8bit", "false", "--model.lora.r=2"),
+    *("--trainer.accelerator", "cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.num_nodes=1"),
+    *("--trainer.enable_progress_bar=false", "--trainer.logger=false", "--loop.epochs=1", "--loop.reference_epochs=1"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write_data() -> None:
+    """Tiny files where configs/data looks for them."""
+    Path("data/redorca").mkdir(parents=True)
+    sizes = {"custom": 14, "utility": 10, "harmful": 8}
+    for start, (name, count) in enumerate(sizes.items()):
+        write_rows(Path(f"data/{name}.jsonl"), some_pairs(count, start))
+        rows = [{"question": prompt, "response": reply} for prompt, reply in some_pairs(count, start)]
+        rows.append({"question": "w1 w2", "response": ""})  # redorca.yaml drops rows like this one
+        file = "train" if name == "custom" else f"{name}_ref"
+        Path(f"data/redorca/{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def resolved(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["fit", *args, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_every_file_is_in_a_recipe():
+    assert set(chain.from_iterable(RECIPES)) | {"demo.yaml", "toss.yaml"} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: "+".join(Path(name).stem for name in recipe))
+def test_recipes_run(recipe, tiny_model, capsys):
+    write_data()
+    configs = [f"--config=configs/{name}" for name in ["toss.yaml", *recipe]]
+    assert main(["fit", *configs, "--model.base.path", tiny_model, *ON_A_LAPTOP, "--run_dir", "run"]) == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    trained = [name for name in ("utility", "degraded", "target") if name in summary["stages"]]
+    assert trained == (["target"] if "methods/sft.yaml" in recipe else ["utility", "degraded", "target"])
+    for name in trained:
+        adapter = json.loads(Path(f"run/adapters/{name}/adapter_config.json").read_text())
+        expected = 7 if "models/smollm2_135m.yaml" in recipe else 2  # all-linear, or q_proj and v_proj
+        assert len({layer.rpartition(".")[2] for layer in adapter["target_modules"]}) == expected
+    counts = {one["set"]: one for one in summary["data"]}
+    assert counts["custom"]["rows"] == 14
+    assert counts["custom"]["dropped_bad"] == ("data/redorca.yaml" in recipe)
+    if "data/redorca.yaml" in recipe and "methods/toss_per_row.yaml" in recipe:
+        assert summary["selection"]["masked_share_per_source"].keys() == {"redorca"}
+
+
+@pytest.mark.filterwarnings("ignore:.*rows stand in both")  # the tiny model reads every word as <unk>
+def test_the_demo_runs(tiny_model):
+    options = ["--model.base.path", tiny_model, *ON_A_LAPTOP, "--run_dir=run", "--data.max_length=100000"]
+    assert main(["fit", "--config=configs/demo.yaml", *options, "--trainer.max_steps=2"]) == 0
+    assert Path("run/config.yaml").is_file()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_file_says_what_it_is_for_and_means_what_it_says(name, capsys):
+    text = (ROOT / "configs" / name).read_text()
+    assert text.startswith("# ")
+    # every value that stands in the file is there in the resolved configuration
+    configs = ["--config=toss.yaml"] if name != "demo.yaml" else []
+    said, meant = yaml.safe_load(text), resolved(capsys, *configs, f"--config={name}")
+
+    def inside(part: object, whole: object) -> bool:
+        if not isinstance(part, dict):
+            return part == whole
+        whole = whole.get("init_args", whole)
+        part = part.get("init_args", {key: value for key, value in part.items() if key != "class_path"})
+        return all(inside(value, whole[key]) for key, value in part.items())
+
+    assert inside(said, meant)
+
+
+def test_toss_holds_the_numbers_of_the_paper(capsys):
+    config = resolved(capsys, "--config=configs/toss.yaml")
+    model, data, loop = (config[key]["init_args"] for key in ("model", "data", "loop"))
+    assert {"r": 16, "alpha": 16, "targets": ["q_proj", "v_proj"], "dropout": 0.0}.items() <= model["lora"].items()
+    assert (model["lora"]["dora"], model["lora"]["rslora"]) == (False, False)
+    assert model["optim"] == {"lr": 1e-5, "betas": [0.9, 0.95], "weight_decay": 0.0, "paged_8bit": False}
+    assert model["schedule"] == {"shape": "constant", "warmup": 0.03}
+    assert model["normalize"] == "all"
+    assert data["batch_size"] == 64
+    assert loop["plan"] == ["utility", "degraded", "score", "select", "target"]
+    assert loop["epochs"] == 2
+    assert loop["reference_epochs"] in (None, 2)  # None: as epochs
+    assert loop["selection"]["class_path"] == "toss_lightning.selection.GlobalTopFraction"
+    weights = {"discard": 0.1, "utility_weight": 1.0, "degraded_weight": 1.0}
+    assert weights.items() <= loop["selection"]["init_args"].items()
+
+
+def test_a_method_keeps_everything_else(capsys):
+    toss = resolved(capsys, "--config=toss")
+    per_row = resolved(capsys, "--config=toss", "--config=methods/toss_per_row")
+    assert per_row["loop"]["init_args"]["selection"]["class_path"] == "toss_lightning.selection.PerRowTopFraction"
+    assert per_row["loop"]["init_args"]["selection"]["init_args"] == toss["loop"]["init_args"]["selection"]["init_args"]
+    sft = resolved(capsys, "--config=toss", "--config=methods/sft")
+    assert sft["loop"]["init_args"].pop("plan") == ["target"]
+    for config in (toss, per_row):
+        del config["loop"]["init_args"]["plan"]
+    assert sft == toss
+    del per_row["loop"], toss["loop"]
+    assert per_row == toss
+
+
+def test_an_installed_package_has_its_configs():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    package = configs_directory().parent / "toss_lightning"
+    assert build["wheel"]["force-include"] == {"configs": f"{package.name}/configs"}
+    assert "configs" in build["sdist"]["include"]
+    assert configs_directory().samefile(ROOT / "configs")
