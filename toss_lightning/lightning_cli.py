@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import sys
 import typing
 import warnings
 from argparse import ArgumentError
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+import transformers
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -182,8 +185,13 @@ def quiet() -> None:
         ".*The dirpath has changed from .*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*GPU available but not used.*",
+        ".*`is_gradient_checkpointing` is deprecated.*",
+        ".*Total length of `list` across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
 
 
 def run(args: Sequence[str]) -> None:

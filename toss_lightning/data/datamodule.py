@@ -119,8 +119,8 @@ class TossDataModule(LightningDataModule):
         for rows in sets.values():
             if count := sum(not row.end_of_turn.any() for row in rows.rows):
                 rank_zero_warn(
-                    f"{count} of {len(rows.rows)} rows of the {rows.name} set hold no end-of-turn token (cut off, or the"
-                    " chat template has none): a model trained on them may not learn to stop"
+                    f"{count} of {len(rows.rows)} rows of the {rows.name} set hold no end-of-turn token (they are cut,"
+                    " or the chat template has none): a model trained on them may not learn to stop"
                 )
         for one, two, count in overlaps(list(sets.values())):
             rank_zero_warn(
