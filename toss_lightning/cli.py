@@ -207,7 +207,8 @@ def with_run_dir(args: list[str]) -> list[str]:
     last = last or any(read_config(path).get("ckpt_path") == "last" for path in configs)
     stem = configs[0].stem if configs else "run"
     # processes that Lightning starts for further devices inherit the name
-    if (name := os.environ.get("TOSS_RUN_DIR")) is None:
+    name = os.environ.get("TOSS_RUN_DIR") if "LOCAL_RANK" in os.environ else None
+    if name is None:
         if last:
             runs = sorted(
                 Path("runs").glob(f"{glob.escape(stem)}-????????-??????/checkpoints/*.ckpt"),

@@ -23,8 +23,6 @@ TOLERANCE = {"nf4": 1e-3, "none": 1e-4}
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A short run of the whole plan on a few sample rows; the quantisation and the run directory."""
     run_dir = tmp_path_factory.mktemp(request.param)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
     tiny_fit(
         "bundled:smollm2-135m-instruct",
         {
@@ -44,8 +42,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         },
         checkpoint_every=100,
     )
-    yield request.param, run_dir
-    torch.set_num_threads(threads)
+    return request.param, run_dir
 
 
 def plain_base(path: str, quantization: str) -> torch.nn.Module:

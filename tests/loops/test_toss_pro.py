@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from runs import tiny_fit
 from tiny import save_tiny_model, some_pairs, write_rows
 from transformers import AutoModelForCausalLM
@@ -145,21 +146,21 @@ def test_a_run_killed_twice_within_an_epoch_with_rare_checkpoints_resumes(
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"plan": ("utility", "degraded", "score", "select", "target")}, "plan"),
-        ({"data": {"train_on": "last"}}, "limits"),
+        ({"plan": ("utility", "degraded", "target")}, "loop.plan"),
+        ({"loop": {"reference_epochs": 3}}, "number of epochs"),
+        ({"data": {"max_tokens": 400}}, "data.max_tokens"),
+        ({"data": {"batch_size": 2}}, "data.batch_size"),
+        ({"data": {"holdout": 0.3}}, "utility set"),
+        ({"module": {"normalize": "kept"}}, "model.normalize"),
+        ({"seed": 2}, "seed_everything"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(
+def test_a_checkpoint_of_other_optimizer_steps_is_refused(
     tiny_model, tiny_sets, finished: Path, tmp_path: Path, change: dict, part: str
 ) -> None:
-    with pytest.raises(StoreError, match=f"the checkpoint belongs to another {part}"):
-        tiny_fit(
-            tiny_model,
-            tiny_sets,
-            tmp_path,
-            **{"plan": WITH_CONTROL, **change},
-            ckpt_path=str(finished / "checkpoints/last.ckpt"),
-        )
+    checkpoint = str(finished / "checkpoints/last.ckpt")
+    with pytest.raises(StoreError, match=f"the checkpoint was made with another {part}"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, **{"plan": WITH_CONTROL, **change}, ckpt_path=checkpoint)
 
 
 def test_a_selection_of_other_data_is_refused_on_resume(tiny_model, tiny_sets, tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_a_second_run_uses_the_scores_or_says_what_differs(
     assert "used as it is" not in again()
     assert "was made from the same data, base and adapters: used as it is" in again()
     assert "used as it is" in again(loop={"selection": PerRowTopFraction(0.3)}), "a selection needs no new scores"
-    assert "was made with another limits: scoring again" in again(data={"max_length": 17})
+    assert "was made with another limits, tokens: scoring again" in again(data={"max_length": 17})
     swapped = References(str(finished / "adapters/degraded"), str(finished / "adapters/degraded"))
     out = again(module={"references": swapped}, data={"max_length": 17})
     assert "was made with another utility adapter: scoring again" in out
@@ -270,11 +271,36 @@ def test_the_table_of_the_sets_comes_first(tiny_model, tiny_sets, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("max_epochs", 3), ("use_distributed_sampler", True), ("accumulate_grad_batches", 2)]
+    ("option", "value"),
+    [
+        ("max_epochs", 3),
+        ("use_distributed_sampler", True),
+        ("accumulate_grad_batches", 2),
+        ("limit_train_batches", 3),
+        ("fast_dev_run", True),
+        ("precision", "bf16-true"),
+    ],
 )
-def test_trainer_options_that_would_break_the_loop(tiny_model, tiny_sets, tmp_path, option: str, value: int) -> None:
+def test_trainer_options_that_would_break_the_loop(tiny_model, tiny_sets, tmp_path, option: str, value) -> None:
     with pytest.raises(ConfigError, match=rf"trainer\.{option}: leave it at"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, **{option: value})
+
+
+def test_a_strategy_that_would_shard_the_base(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: ModelParallelStrategy would shard the base"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, strategy=ModelParallelStrategy())
+
+
+def test_one_reference_alone_needs_no_custom_set(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    tiny_fit(tiny_model, {"utility": tiny_sets["utility"]}, tmp_path, plan=["utility"])
+    assert (tmp_path / "adapters/utility/adapter_model.safetensors").exists()
+
+
+def test_the_selection_is_said_in_a_line(tiny_model, tiny_sets, tmp_path: Path, capsys) -> None:
+    tiny_fit(tiny_model, tiny_sets, tmp_path)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("select:"))
+    assert line.startswith("select: 9 of 94 response tokens masked (9.6%)")
+    assert line.endswith("0 of 14 rows are masked in full")
 
 
 def test_a_run_cut_by_max_steps_says_so_and_writes_no_summary(tiny_model, tiny_sets, tmp_path: Path, capsys) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 from toss_lightning.errors import ModelError
 from toss_lightning.models import AdapterBank, Base, Lora
@@ -123,6 +124,37 @@ def test_an_adapter_whose_weights_are_missing(tiny_model: str, saved: Path) -> N
     shutil.move(saved / "adapter_model.safetensors", saved / "elsewhere")
     with pytest.raises(ModelError, match="no PEFT adapter to be had"):
         bank(tiny_model).load("utility", str(saved))
+
+
+def test_an_adapter_that_lacks_layers_or_is_damaged(tiny_model: str, saved: Path) -> None:
+    file = saved / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: value for name, value in weights.items() if "layers.1." not in name}, file)
+    with pytest.raises(ModelError, match=r"the adapter lacks 4 weights, such as .*layers\.1"):
+        bank(tiny_model).load("utility", str(saved))
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ModelError, match="no PEFT adapter to be had"):
+        bank(tiny_model).load("utility", str(saved))
+
+
+def test_an_adapter_with_scales_of_its_own_per_layer(tiny_model: str, saved: Path) -> None:
+    config = json.loads((saved / "adapter_config.json").read_text())
+    (saved / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {"q_proj": 160}}))
+    with pytest.raises(ModelError, match="the adapter uses alpha_pattern"):
+        bank(tiny_model).load("utility", str(saved))
+
+
+def test_layers_that_text_never_reaches_get_no_adapter() -> None:
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = Gemma3Config(
+        text_config={**size, "vocab_size": 64, "num_key_value_heads": 2, "head_dim": 8},
+        vision_config={**size, "image_size": 16, "patch_size": 8},
+        mm_tokens_per_image=4,
+    )
+    adapters = AdapterBank(Gemma3ForConditionalGeneration(config), Lora(r=2), "gemma", ())
+    names = [name for name, _ in adapters.parameters(SLOT)]
+    assert names
+    assert not [name for name in names if "vision" in name]
 
 
 def test_targets_that_no_layer_has(tiny_model: str) -> None:

@@ -34,6 +34,7 @@ def test_nf4_computes_in_the_dtype_it_says_also_where_the_cpu_offers_bfloat16(mo
     """Some CPUs make bitsandbytes repack weights for a bfloat16 kernel in evaluation mode; load_base forbids it."""
     model = load_base(Base(model_64, quantization="nf4"), CPU).eval()
     layer = model.model.layers[0].mlp.up_proj
+    assert not layer.support_avx512bf16_for_cpu
     full = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     x = torch.randn(5, 64)
     with torch.no_grad():
@@ -109,3 +110,19 @@ def test_plain_transformers_quantises_to_the_same_weights(model_64: str) -> None
     ours = load_base(Base(model_64), CPU)
     for name, value in plain.named_parameters():
         assert torch.equal(value, dict(ours.named_parameters())[name]), name
+
+
+def test_a_base_that_is_stored_quantised_is_refused(model_64: str, tmp_path: Path) -> None:
+    stored = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")
+    model = AutoModelForCausalLM.from_pretrained(model_64, quantization_config=stored, device_map={"": "cpu"})
+    model.save_pretrained(tmp_path)
+    for quantization in ("nf4", "none"):
+        with pytest.raises(
+            ModelError, match=r"its weights are stored quantised \(bitsandbytes\): give the original model"
+        ):
+            load_base(Base(str(tmp_path), quantization=quantization), CPU)
+
+
+def test_a_path_may_begin_at_home(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(tiny_model).parent))
+    assert load_tokenizer(Base(f"~/{Path(tiny_model).name}")).chat_template

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -22,6 +21,7 @@ from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.files import new_directory
 from toss_lightning.progress import progress_bar, say
 from toss_lightning.scores.store import ScoreWriter, TokenScores, write_manifest
+from toss_lightning.seeds import global_seed
 
 HELD_OUT = {"utility_val": "task_loss", "harmful_val": "harmful_loss", "refusal_val": "refusal_loss"}
 """Held-out set -> what its mean token loss is called."""
@@ -150,7 +150,13 @@ class TossDataModule(LightningDataModule):
             **self._tokenizer_parts,
             "dataset": self.sets["custom"].digest,
             "limits": f"max_length={self.max_length}, overlong={self.overlong}, train_on={self.train_on}",
+            "tokens": self.sets["custom"].tokens_digest(),
         }
+
+    def identity(self) -> dict[str, str]:
+        """What the batches of every stage depend on; a checkpoint can only be resumed with the same."""
+        sets = {f"{name} set": rows.tokens_digest() for name, rows in self.sets.items()}
+        return {**sets, "data.batch_size": str(self.batch_size), "data.max_tokens": str(self.max_tokens)}
 
     # --- training and validation ------------------------------------------------------------------------------------
 
@@ -165,7 +171,7 @@ class TossDataModule(LightningDataModule):
         name, weights, epochs = self._stage
         rows = self.sets[name].rows
         lengths = [len(row.input_ids) for row in rows]
-        self.plan = plan_steps(lengths, self.batch_size, self.max_tokens, epochs, self._fit.world_size, _seed())
+        self.plan = plan_steps(lengths, self.batch_size, self.max_tokens, epochs, self._fit.world_size, global_seed())
         return BatchLoader(StepBatches(rows, weights, self.plan, self._fit.global_rank), self.num_workers)
 
     def val_dataloader(self) -> list[BatchLoader]:
@@ -200,7 +206,8 @@ class TossDataModule(LightningDataModule):
             StoreError: the store cannot be written; nothing half-written remains.
         """
         fingerprints = {**fingerprints, **self.fingerprints()}
-        differing = TokenScores.differences(path, fingerprints)
+        # every rank goes the way of the first, whatever its own view of the disk
+        differing = trainer.strategy.broadcast(TokenScores.differences(path, fingerprints))
         if differing == []:
             say(f"scores: {path} was made from the same data, base and adapters: used as it is")
             return TokenScores(path)
@@ -273,7 +280,3 @@ def _columns(scored: Iterable[tuple[TokenizedRow, dict[str, np.ndarray]]]) -> di
 
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-def _seed() -> int:
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))

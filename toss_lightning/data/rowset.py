@@ -55,6 +55,13 @@ class RowSet:
         """Row id -> hash of the row's ids and response positions."""
         return {row.row_id: row.ids_hash for row in self.rows}
 
+    def tokens_digest(self) -> str:
+        """Identifies the ids and response positions of all rows."""
+        digest = hashlib.blake2b(digest_size=12)
+        for row_id, value in self.hashes().items():
+            digest.update(f"{row_id}:{value};".encode())
+        return digest.hexdigest()
+
     def split(self, share: float, name: str) -> tuple["RowSet", "RowSet"]:
         """Holds out ``share`` of the rows, drawn with a fixed seed, at least one and never all."""
         count = min(max(1, round(share * len(self.rows))), len(self.rows) - 1)

@@ -104,7 +104,7 @@ def _read(source: Source) -> datasets.Dataset:
             table = datasets.load_from_disk(str(path))
         elif path.is_file():
             raise DataError(f"{path}: unknown kind of file; files end in {', '.join(READERS)}")
-        elif source.path.startswith((".", "/", "~")) or path.suffix[1:].isalpha():
+        elif source.path.startswith((".", "/", "~")) or (path.suffix and not _may_be_hub_id(source.path)):
             raise DataError(f"{path}: no such file{_nearest(path)}; files end in {', '.join(READERS)}")
         else:
             table = datasets.load_dataset(source.path, source.subset, split=source.split)
@@ -218,6 +218,11 @@ def _numbered(table: datasets.Dataset, source: Source) -> Iterator[tuple[int, Ma
 
 def _name(source: Source) -> str:
     return source.name or Path(source.path.removeprefix("sample:")).stem
+
+
+def _may_be_hub_id(path: str) -> bool:
+    """`owner/name`, where no folder `owner` lies here; the name may hold dots."""
+    return path.count("/") == 1 and not Path(path).parent.is_dir()
 
 
 def _nearest(path: Path) -> str:

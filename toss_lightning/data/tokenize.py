@@ -163,6 +163,11 @@ class ChatTokenizer:
         last = next((at for at, pair in enumerate(zip(text, after, strict=False)) if pair[0] != pair[1]), len(after))
         marked = self._render([*history, {"role": "assistant", "content": reply + REPLY_END}])
         reply_end = max(marked.rfind(REPLY_END), 0)
+        if turn + 1 == len(messages) and not text.startswith(before):
+            raise _CannotSpan(
+                "the chat template's generation prompt is not how it renders a reply, so the reply cannot be found:"
+                " give a template with {% generation %} marks in data.chat_template"
+            )
         if (
             not text.startswith(before)
             or not text[:last].startswith(marked[:reply_end])

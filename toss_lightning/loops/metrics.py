@@ -58,12 +58,14 @@ class MetricsCsv(Logger):
         for stage, values in by_stage.items():
             self._append({"step": str(step), "stage": stage, **values})
 
+    @rank_zero_only
     def forget_from(self, step: int) -> None:
         """Drops the lines of steps that a resumed run takes once more."""
         self._read()
         assert self._rows is not None
-        self._rows = [row for row in self._rows if int(row["step"]) < step]
-        self._rewrite()
+        if any(int(row["step"]) >= step for row in self._rows):
+            self._rows = [row for row in self._rows if int(row["step"]) < step]
+            self._rewrite()
 
     def _append(self, row: dict[str, str]) -> None:
         self._read()

@@ -17,6 +17,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.files import restore_directory
@@ -28,6 +29,7 @@ from toss_lightning.progress import say
 from toss_lightning.report.cards import model_card
 from toss_lightning.report.summary import Summary
 from toss_lightning.scores import TokenScores
+from toss_lightning.seeds import global_seed
 from toss_lightning.selection import GlobalTopFraction, Selection, TokenWeights
 
 
@@ -74,15 +76,14 @@ class TossProLoop(_FitLoop):
         """Runs what is left of the plan."""
         self._prepare()
         self.summary.start(self.trainer, self.plan.names)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.forget_from(self.trainer.global_step)
         if self.cursor < 0:
             self._evaluate("base")
             self.summary.held_out["base"] = dict(self.module.held_out)
             if self.plan.stages:
                 self._enter(0)
-        else:
-            for logger in self.trainer.loggers:
-                if isinstance(logger, MetricsCsv):
-                    logger.forget_from(self.trainer.global_step)
         self._stage_started = time.monotonic()
         super().run()
         if self.plan.at(self._epochs_done)[0] == len(self.plan.stages):
@@ -126,8 +127,7 @@ class TossProLoop(_FitLoop):
         """Adds the place in the plan to Lightning's own counters, as plain values that load with ``weights_only``."""
         self._count_time()
         return super().on_save_checkpoint() | {
-            "plan": list(self.plan.names),
-            "dataset": self.datamodule.fingerprints(),
+            "identity": self._identity(),
             "cursor": self.cursor,
             "stage_steps": self.module.stage_steps,
             "summary": self.summary.state(),
@@ -137,12 +137,13 @@ class TossProLoop(_FitLoop):
         """Takes the plan up where the checkpoint left it; runs before the optimizer's state is restored."""
         super().on_load_checkpoint(state_dict)
         self._prepare()
-        for part, theirs, ours in (
-            ("plan", state_dict["plan"], list(self.plan.names)),
-            *((part, state_dict["dataset"].get(part), value) for part, value in self.datamodule.fingerprints().items()),
-        ):
+        for part, ours in self._identity().items():
+            theirs = state_dict["identity"].get(part)
             if theirs != ours:
-                raise StoreError(f"the checkpoint belongs to another {part} ({theirs}, now {ours}): start a new run")
+                raise StoreError(
+                    f"the checkpoint was made with another {part} ({theirs}, now {ours}), which gives other optimizer"
+                    " steps: resume with the same, or start a new run"
+                )
         self.cursor = state_dict["cursor"]
         self.summary.load_state(state_dict["summary"])
         self._arm(self.plan.stages[self.cursor])
@@ -183,13 +184,31 @@ class TossProLoop(_FitLoop):
         """Where everything is written."""
         return Path(self.trainer.default_root_dir)
 
+    def _identity(self) -> dict[str, str]:
+        """What the optimizer steps of this run depend on."""
+        return {
+            "loop.plan": ", ".join(self.plan.names),
+            "number of epochs": ", ".join(f"{stage.name} {stage.epochs}" for stage in self.plan.stages),
+            "model.normalize": str(self.module.normalize),
+            "number of processes": str(self.trainer.world_size),
+            "seed_everything": str(global_seed()),
+            **self.datamodule.identity(),
+        }
+
     def _prepare(self) -> None:
         """Checks the plan against the data and the adapters at hand."""
         given = [name for name in REFERENCES if getattr(self.module.references, name)]
         self.plan = make_plan(self.steps, self.epochs, self.reference_epochs, self.datamodule.sets, given)
         self.max_epochs = sum(stage.epochs for stage in self.plan.stages)
-        for name in ("scores", "selection"):
-            restore_directory(self.run_dir / name)
+        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise ConfigError(
+                f"trainer.strategy: {type(self.trainer.strategy).__name__} would shard the base, which a 4-bit base"
+                " does not survive, and adapters are too small to need it: use auto or ddp"
+            )
+        if self.trainer.is_global_zero:
+            for name in ("scores", "selection"):
+                restore_directory(self.run_dir / name)
+        self.trainer.strategy.barrier("directories restored")
 
     def _enter(self, index: int) -> None:
         """Does what comes before a stage, then sets the slot, the data, the optimizer and the schedule up for it."""
@@ -255,6 +274,7 @@ class TossProLoop(_FitLoop):
             weights.save(path)
         self.trainer.strategy.barrier("selection written")
         self.summary.selection = TokenWeights.load(path).report
+        self.summary.say_selected()
 
     def _evaluate(self, name: str) -> None:
         """Takes the held-out losses of the slot, as Lightning does between epochs."""

@@ -23,11 +23,16 @@ DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,
 }
 """Trainer arguments that the loop and the planned batches rely on, or that suit them."""
-FIXED = {
-    "max_epochs": "set loop.epochs: the plan counts the epochs of each stage",
-    "use_distributed_sampler": "batches are planned for all ranks already",
-    "num_sanity_val_steps": "the base is evaluated before the first stage",
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "max_epochs": ((-1,), "set loop.epochs: the plan counts the epochs of each stage"),
+    "use_distributed_sampler": ((False,), "batches are planned for all ranks already"),
+    "num_sanity_val_steps": ((0,), "the base is evaluated before the first stage"),
+    "limit_train_batches": ((1.0,), "it would cut optimizer steps short: take fewer rows with a Source's rows"),
+    "overfit_batches": ((0.0, 0), "it would cut optimizer steps short: take fewer rows with a Source's rows"),
+    "fast_dev_run": ((False,), "it would run one stage alone: try a few rows with a Source's rows"),
+    "precision": (("32-true", 32, "32"), "set model.base.dtype: adapters stay in float32"),
 }
+"""Trainer arguments that the loop relies on -> the values it works with, and what to do instead."""
 
 
 def make_trainer(
@@ -46,9 +51,9 @@ def make_trainer(
         ConfigError: an option would break the loop.
     """
     settings = {**DEFAULTS, **options}
-    for name, reason in FIXED.items():
-        if settings[name] != DEFAULTS[name]:
-            raise ConfigError(f"trainer.{name}: leave it at {DEFAULTS[name]}: {reason}")
+    for name, (allowed, reason) in FIXED.items():
+        if settings.get(name) not in (None, *allowed):
+            raise ConfigError(f"trainer.{name}: leave it at {allowed[0]}: {reason}")
 
     callbacks = list(callbacks or [])
     if settings.get("enable_progress_bar") is not False:

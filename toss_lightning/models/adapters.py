@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
@@ -24,6 +25,10 @@ from toss_lightning.files import new_directory
 from toss_lightning.models.base import base_fingerprint
 
 SLOT = "slot"
+UNSUPPORTED = ("rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save", "bias", "use_qalora")
+"""Settings of a foreign adapter that change what it computes and that the shared shape has no place for."""
+OTHER_SENSES = r".*(vision|audio|image|multi_modal|multimodal).*"
+"""Layers of a multimodal model that text never reaches."""
 FINGERPRINT_FILE = "toss.json"
 
 
@@ -72,9 +77,10 @@ class AdapterBank:
             use_dora=lora.dora,
             use_rslora=lora.rslora,
             task_type="CAUSAL_LM",
+            exclude_modules=OTHER_SENSES if model.config.get_text_config() is not model.config else None,
         )
         model.config.name_or_path = base_path
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
                 self.net: PeftModel = get_peft_model(model, config, adapter_name=SLOT)
@@ -156,9 +162,11 @@ class AdapterBank:
         try:
             config = PeftConfig.from_pretrained(path)
             weights = load_peft_weights(path, device="cpu")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"{path}: no PEFT adapter to be had: {str(error).splitlines()[0]}") from error
         self._check(path, config)
+        if lost := sorted(set(self.state(adapter)) - set(weights)):
+            raise ModelError(f"{path}: the adapter lacks {len(lost)} weights, such as {lost[0]}: train it again")
         outcome: Any = set_peft_model_state_dict(self.net, weights, adapter_name=adapter)
         if outcome.unexpected_keys:
             raise ModelError(
@@ -186,8 +194,15 @@ class AdapterBank:
                     f"{path}: the adapter has {setting} {theirs}, but model.lora.{setting} is {wanted}:"
                     f" set model.lora.{setting}: {theirs}, or train the adapter again"
                 )
+        for key in UNSUPPORTED:
+            if (value := getattr(config, key, None)) not in (None, {}, [], "none", False):
+                raise ModelError(f"{path}: the adapter uses {key} ({value}), which is not supported: train it again")
         theirs, wanted = config.target_modules, ours.target_modules  # type: ignore[attr-defined]
-        if set(theirs) != set(wanted):
+        if _names(theirs) != _names(wanted):
             raise ModelError(
-                f"{path}: the adapter sits on {sorted(theirs)}, but model.lora.targets is {sorted(wanted)}"
+                f"{path}: the adapter sits on {_names(theirs)}, but model.lora.targets is {_names(wanted)}"
             )
+
+
+def _names(targets: Any) -> list[str]:
+    return [targets] if isinstance(targets, str) else sorted(targets)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -48,13 +48,14 @@ def resolve(base: Base) -> str:
     """
     if base.path.startswith("bundled:"):
         return str(_converted(_bundled_file(base.path.removeprefix("bundled:"))))
+    path = Path(base.path).expanduser()
     if base.path.endswith(".gguf"):
-        if not Path(base.path).is_file():
+        if not path.is_file():
             raise ModelError(f"model.base.path: {base.path}: no such file")
-        return str(_converted(Path(base.path)))
-    if base.path.startswith((".", "/", "~")) and not Path(base.path).is_dir():
+        return str(_converted(path))
+    if base.path.startswith((".", "/", "~")) and not path.is_dir():
         raise ModelError(f"model.base.path: {base.path}: no such directory")
-    return base.path
+    return str(path) if base.path.startswith("~") else base.path
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
@@ -88,16 +89,18 @@ def load_base(base: Base, device: torch.device) -> PreTrainedModel:
         )
     elif base.quantization == "int8":
         quantization = BitsAndBytesConfig(load_in_8bit=True)
-    attention = {} if base.attention is None else {"attn_implementation": base.attention}
+    options: dict[str, Any] = {} if base.attention is None else {"attn_implementation": base.attention}
+    if quantization is not None:
+        options["quantization_config"] = quantization
     try:
+        _refuse_quantized(base)
         model = AutoModelForCausalLM.from_pretrained(
             resolve(base),
             dtype=dtype,
-            quantization_config=quantization,
             device_map={"": device},
             trust_remote_code=base.trust_remote_code,
             revision=base.revision or "main",
-            **attention,
+            **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(f"model.base.path: {base.path}: cannot be loaded: {_first_line(error)}") from error
@@ -119,7 +122,8 @@ def compute_dtype(base: Base, device: torch.device) -> torch.dtype:
     if base.dtype != "auto":
         dtype: torch.dtype = getattr(torch, base.dtype)
         return dtype
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def base_fingerprint(model: PreTrainedModel) -> str:
@@ -128,7 +132,7 @@ def base_fingerprint(model: PreTrainedModel) -> str:
     Hashes the shape of the network and a sample of its embeddings, which quantisation leaves alone, rounded to bfloat16
     so that the dtype it was loaded in makes no difference.
     """
-    config = model.config.to_dict()
+    config = model.config.get_text_config().to_dict()
     shape = {key: config.get(key) for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
     digest = hashlib.blake2b(json.dumps(shape, sort_keys=True).encode(), digest_size=12)
     embeddings: Any
@@ -145,6 +149,19 @@ def describe(model: PreTrainedModel, base: Base, device: torch.device) -> str:
     size = model.get_memory_footprint() / 2**20
     dtype = str(compute_dtype(base, device)).removeprefix("torch.")
     return f"base {base.path}: {kind}, computes in {dtype} on {device}, {size:,.0f} MiB"
+
+
+def _refuse_quantized(base: Base) -> None:
+    """A base that is stored quantised would silently overrule what was asked for."""
+    config = AutoConfig.from_pretrained(
+        resolve(base), trust_remote_code=base.trust_remote_code, revision=base.revision or "main"
+    )
+    if (stored := getattr(config, "quantization_config", None)) is not None:
+        method = stored.get("quant_method", "some method") if isinstance(stored, dict) else stored.quant_method
+        raise ModelError(
+            f"model.base.path: {base.path}: its weights are stored quantised ({method}): give the original model, which"
+            f" model.base.quantization: {base.quantization} then applies to"
+        )
 
 
 def _bundled_file(name: str) -> Path:

@@ -1,7 +1,6 @@
 """The LightningModule: masked (weighted) LoRA fine-tuning of a frozen, usually 4-bit, base."""
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from toss_lightning.models.adapters import SLOT, AdapterBank, Lora
 from toss_lightning.models.base import Base, compute_dtype, describe, load_base, load_tokenizer, resolve
 from toss_lightning.models.losses import CHUNK, OutputHead, check_head, response_hidden, token_losses
 from toss_lightning.progress import say
+from toss_lightning.seeds import global_seed
 
 REFERENCES = ("utility", "degraded")
 
@@ -114,12 +114,12 @@ class WeightedLoraModule(LightningModule):
         self._step_tokens = 0
         self._step_started: float | None = None
         self._gradients_seen = False
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
 
     # --- loading ------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Converts or downloads the base once per node."""
+        """Converts a GGUF base once per node, before the other ranks look for it."""
         resolve(self.base)
 
     @property
@@ -140,8 +140,7 @@ class WeightedLoraModule(LightningModule):
         self.head = OutputHead.of(model)
         check_head(model, self.head)
         say(describe(model, self.base, device))
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self.bank = AdapterBank(model, self.lora, resolve(self.base), REFERENCES, seed)
+        self.bank = AdapterBank(model, self.lora, resolve(self.base), REFERENCES, global_seed())
         for name in REFERENCES:
             if path := getattr(self.references, name):
                 self.bank.load(name, path)
@@ -221,7 +220,7 @@ class WeightedLoraModule(LightningModule):
 
     def on_after_backward(self) -> None:
         """Stops a run whose adapter gets no gradient, as happens when checkpointing cuts the graph."""
-        if self._gradients_seen:
+        if self._gradients_seen or not self._step_loss:
             return
         missing = [name for name, value in self.bank.parameters(SLOT) if value.grad is None]
         if missing:
@@ -255,15 +254,17 @@ class WeightedLoraModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the sums of its set."""
-        losses = self.losses(batch).double()
-        sums = self._sums.setdefault(batch["set"], torch.zeros(2, dtype=torch.float64, device=self.device))
-        sums += torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])
+        losses = self.losses(batch)
+        total, count = self._sums.get(batch["set"], (0.0, 0))
+        self._sums[batch["set"]] = (total + losses.cpu().double().sum().item(), count + len(losses))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean token loss of each held-out set, exact over ranks."""
         means = {}
         for name, sums in self._sums.items():
-            total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+            exact = torch.float32 if self.device.type == "mps" else torch.float64
+            both = torch.tensor(sums, dtype=exact, device=self.device)
+            total, count = self.trainer.strategy.reduce(both, reduce_op="sum").tolist()
             means[name] = total / count
         self._log(**means)
         self.held_out, self.held_out_step = means, self.trainer.global_step

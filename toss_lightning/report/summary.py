@@ -1,6 +1,5 @@
 """summary.json, and what a run prints at its start and its end."""
 
-import os
 import platform
 import resource
 import time
@@ -16,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from toss_lightning.files import write_json
+from toss_lightning.progress import say
+from toss_lightning.seeds import global_seed
 
 PACKAGES = ("toss-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
 LOSSES = {"task_loss": "task loss", "harmful_loss": "harmful loss", "refusal_loss": "refusal loss"}
@@ -67,6 +68,16 @@ class Summary:
         console.print(table)
         console.print(f"Plan: {' → '.join(steps)}. Everything goes to {trainer.default_root_dir}", soft_wrap=True)
 
+    def say_selected(self) -> None:
+        """Says what a selection did, in one line."""
+        report = self.selection
+        if report.get("tokens"):
+            line = f"select: {report['masked']:,} of {report['tokens']:,} response tokens masked"
+            line += f" ({report['masked'] / report['tokens']:.1%})"
+            if "end_tokens_protected" in report:
+                line += f"; {report['end_tokens_protected']} end-of-turn tokens kept that would have been among them"
+            say(f"{line}; {report['rows_fully_masked']} of {report['rows']} rows are masked in full")
+
     def finish(self, trainer: Trainer, run_dir: Path) -> None:
         """Writes summary.json and prints the closing table."""
         module: Any = trainer.lightning_module
@@ -77,7 +88,7 @@ class Summary:
                 "base": module.base.path,
                 "base_path": module.bank.base_path,
                 "quantization": module.base.quantization,
-                "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+                "seed": global_seed(),
                 "world_size": trainer.world_size,
                 "threads": torch.get_num_threads(),
                 "data": [rows.counts() for rows in datamodule.sets.values()],
