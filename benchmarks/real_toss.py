@@ -15,10 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from toss_lightning.data import Source
+from toss_lightning.data.batching import collate, plan_pass
+from toss_lightning.data.datamodule import HELD_OUT
+from toss_lightning.data.rowset import load_rows
+from toss_lightning.data.tokenize import ChatTokenizer
+from toss_lightning.models import AdapterBank, Base, Lora
+from toss_lightning.models.adapters import SLOT
+from toss_lightning.models.base import load_base, load_tokenizer, resolve
+from toss_lightning.models.losses import OutputHead, response_hidden, token_losses
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import TokenWeights
 
@@ -116,6 +126,43 @@ def measure(run_dir: Path, draws: int = 2000) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
+def row_losses(run_dir: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Sums and counts of the token losses of every held-out row: ``[stage][loss]``; ``base`` is no adapter."""
+    settings = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    data, module = settings["data"]["init_args"], settings["model"]["init_args"]
+    base = Base(**module["base"])
+    bank = AdapterBank(load_base(base, torch.device("cpu")), Lora(**module["lora"]), resolve(base), ("sft", "target"))
+    for stage in ("sft", "target"):
+        bank.load(stage, str(run_dir / "adapters" / stage))
+    head, chat = OutputHead.of(bank.model), ChatTokenizer(load_tokenizer(base))
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {"base": {}, "sft": {}, "target": {}}
+    for name, loss in HELD_OUT.items():
+        spec = data[name] if isinstance(data[name], str) else Source(**data[name].get("init_args", data[name]))
+        rows = load_rows(name, spec, chat, data["max_length"]).rows
+        groups = plan_pass([len(row.input_ids) for row in rows], data["max_tokens"])[0]
+        counts = np.array([len(row.response_positions) for row in rows])
+        for stage in found:
+            sums = np.zeros(len(rows))
+            with bank.using(
+                SLOT if stage == "base" else stage
+            ):  # the slot is still at its start, where it does nothing
+                for group in groups:
+                    batch = collate([rows[index] for index in group])
+                    hidden = response_hidden(bank.model, batch["input_ids"], batch["row"], batch["position"])
+                    losses = token_losses(hidden, batch["input_ids"][batch["row"], batch["position"]], head)
+                    sums[list(group)] = np.bincount(batch["row"].numpy(), losses.double().numpy(), len(group))
+            found[stage][loss] = (sums, counts)
+    return found
+
+
+def paired_interval(ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """95 % interval of the difference of two mean token losses on the same rows: bootstrap over rows."""
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(0, len(ours[0]), (2000, len(ours[0])))
+    return np.percentile(((ours[0] - theirs[0])[drawn].sum(1)) / ours[1][drawn].sum(1), [2.5, 97.5])
+
+
 def spread(values: list[float], pattern: str = "{:.3f}") -> str:
     """Mean and, from two seeds on, the half-width of a 95 % t-interval."""
     mean = pattern.format(np.mean(values))
@@ -174,9 +221,16 @@ def report(runs: list[Path], seeds: list[int], note: str) -> str:
     for stage, name in (("base", "base"), ("sft", "plain SFT"), ("target", "TOSS")):
         cells = [spread([one[stage][loss] for one in held_out]) for loss in LOSSES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    gaps = [spread([one["target"][loss] - one["sft"][loss] for one in held_out], "{:+.3f}") for loss in LOSSES]
+    for seed, one, path in zip(seeds, held_out, runs, strict=True):
+        rows = row_losses(path)
+        cells = []
+        for loss in LOSSES:
+            low, high = paired_interval(rows["target"][loss], rows["sft"][loss])
+            cells.append(f"{one['target'][loss] - one['sft'][loss]:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"| TOSS minus plain SFT, seed {seed} | {' | '.join(cells)} |")
     lines += [
-        f"| TOSS minus plain SFT, same seed | {' | '.join(gaps)} |",
+        "",
+        "In brackets: 95 % interval, paired bootstrap over the held-out rows, 2,000 draws.",
         "",
         "## Time",
         "",
