@@ -19,8 +19,8 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _own_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the run directory or the seed of another."""
-    monkeypatch.delenv("TOSS_RUN_DIR", raising=False)
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    for name in ("TOSS_RUN_DIR", "PL_GLOBAL_SEED", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

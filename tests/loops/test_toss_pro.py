@@ -15,7 +15,7 @@ from toss_lightning.data import TossDataModule
 from toss_lightning.errors import ConfigError, ModelError, StoreError
 from toss_lightning.models import Lora, References
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import PerRowTopFraction, TokenWeights
+from toss_lightning.selection import GlobalTopFraction, PerRowTopFraction, TokenWeights
 
 WITH_CONTROL = ("utility", "degraded", "score", "select", "sft", "target")
 
@@ -151,6 +151,7 @@ def test_a_run_killed_twice_within_an_epoch_with_rare_checkpoints_resumes(
         ({"data": {"max_tokens": 400}}, "data.max_tokens"),
         ({"data": {"batch_size": 2}}, "data.batch_size"),
         ({"data": {"holdout": 0.3}}, "utility set"),
+        ({"loop": {"selection": GlobalTopFraction(0.2)}}, "loop.selection"),
         ({"module": {"normalize": "kept"}}, "model.normalize"),
         ({"seed": 2}, "seed_everything"),
     ],

@@ -60,6 +60,11 @@ class TossProLoop(_FitLoop):
                 "trainer.accumulate_grad_batches: leave it at 1: data.batch_size counts the rows of an optimizer step,"
                 " and data.max_tokens cuts them into micro-batches"
             )
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise ConfigError(
+                f"trainer.strategy: {type(trainer.strategy).__name__} would shard the base, which a 4-bit base does not"
+                " survive, and adapters are too small to need it: use auto or ddp"
+            )
         super().__init__(trainer, min_epochs=0, max_epochs=0)
         self.epoch_loop = trainer.fit_loop.epoch_loop  # keeps the Trainer's max_steps and its validation loop
         self.steps, self.epochs = list(plan), epochs
@@ -189,6 +194,9 @@ class TossProLoop(_FitLoop):
         return {
             "loop.plan": ", ".join(self.plan.names),
             "number of epochs": ", ".join(f"{stage.name} {stage.epochs}" for stage in self.plan.stages),
+            "loop.selection": f"{type(self.selection).__name__} {_plain(self.selection)}",
+            "model.base": f"{self.module.bank.fingerprint} {self.module.base.quantization}",
+            "model.lora": _plain(self.module.lora),
             "model.normalize": str(self.module.normalize),
             "number of processes": str(self.trainer.world_size),
             "seed_everything": str(global_seed()),
@@ -200,11 +208,7 @@ class TossProLoop(_FitLoop):
         given = [name for name in REFERENCES if getattr(self.module.references, name)]
         self.plan = make_plan(self.steps, self.epochs, self.reference_epochs, self.datamodule.sets, given)
         self.max_epochs = sum(stage.epochs for stage in self.plan.stages)
-        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-            raise ConfigError(
-                f"trainer.strategy: {type(self.trainer.strategy).__name__} would shard the base, which a 4-bit base"
-                " does not survive, and adapters are too small to need it: use auto or ddp"
-            )
+
         if self.trainer.is_global_zero:
             for name in ("scores", "selection"):
                 restore_directory(self.run_dir / name)
@@ -296,3 +300,9 @@ class TossProLoop(_FitLoop):
         self._act(self.plan.actions)
         if self.trainer.is_global_zero:
             self.summary.finish(self.trainer, self.run_dir)
+
+
+def _plain(settings: object) -> str:
+    """The settings of an object that a configuration can hold, as text that is the same in every process."""
+    values = {name: value for name, value in vars(settings).items() if isinstance(value, (bool, int, float, str, list))}
+    return ", ".join(f"{name}={values[name]}" for name in sorted(values) if not name.startswith("_"))
