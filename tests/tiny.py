@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for message in messages %}<|im_start|> {{ message['role'] }} {{ message['content'] }} <|im_end|> {% endfor %}"
@@ -75,3 +75,13 @@ def some_pairs(count: int, start: int = 0) -> list[tuple[str, str]]:
         words = [WORDS[pick] for pick in picks]
         pairs.append((" ".join(words[:2]), " ".join(words[2:])))
     return pairs
+
+
+def nf4_config() -> BitsAndBytesConfig:
+    """4-bit as a stranger would ask plain transformers for it."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )

@@ -98,9 +98,11 @@ class _Walk:
         self.kinds, self.classes, self.place = kinds, classes, "--"
 
     def say(self, key: str, text: str) -> str:
+        """A problem, with the place where it stands in front."""
         return f"--{key}{text}" if self.place == "--" else f"{self.place}: {key}{text}"
 
     def fields(self, under: str, content: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
+        """Problems of the keys below ``under``."""
         for name, value in content.items():
             name, _, inner = str(name).partition(".")
             key = f"{under}.{name}".lstrip(".")
@@ -123,6 +125,7 @@ class _Walk:
                 yield from self.paths(key, _parameters(owner)[0]) if owner else ()
 
     def value(self, key: str, value: Any, kind: Any) -> Iterator[str]:
+        """Problems of one value, which should be of ``kind``."""
         members = _members(kind)
         groups, classes = [one for one in members if _is_group(one)], [one for one in members if _is_class(one)]
         items = [arg for one in members if typing.get_origin(one) in LISTS for arg in typing.get_args(one)]
@@ -139,6 +142,7 @@ class _Walk:
             yield self.say(key, _expected(value, kind))
 
     def mapping(self, key: str, value: dict[str, Any], groups: list[Any], classes: list[Any]) -> Iterator[str]:
+        """Problems of what configures a dataclass (``groups``) or a class given by its path (``classes``)."""
         if isinstance(path := value.get("class_path"), str):
             yield from self.chosen(key, path, [*classes, *groups])
         owner = self.classes.get(key) or next(iter(groups), None)

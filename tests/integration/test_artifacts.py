@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import PeftModel
 from runs import tiny_fit
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from tiny import nf4_config
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toss_lightning.data import Source
 from toss_lightning.models import Base, Lora, Optim
@@ -49,14 +50,8 @@ def plain_base(path: str, quantization: str) -> torch.nn.Module:
     """The base as a stranger would load it."""
     if quantization == "none":
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
     model = AutoModelForCausalLM.from_pretrained(
-        path, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}
+        path, quantization_config=nf4_config(), dtype=torch.float32, device_map={"": "cpu"}
     )
     for module in model.modules():
         # where a CPU has AVX512-BF16, bitsandbytes would evaluate in bfloat16 although float32 was asked for

@@ -26,10 +26,10 @@ import torch
 from lightning.pytorch import seed_everything
 from peft import PeftModel
 from sklearn.metrics import roc_auc_score
-from tiny import save_tiny_model, write_rows
+from tiny import nf4_config, save_tiny_model, write_rows
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from toss_lightning.data import TossDataModule
 from toss_lightning.loops import TossProLoop, make_trainer
@@ -229,15 +229,8 @@ class Run:
 
     def load(self, adapter: str) -> PeftModel:
         """The base with an adapter of the run, by plain transformers and PEFT; this package has no part in it."""
-        nf4 = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
-        )
-        base = AutoModelForCausalLM.from_pretrained(
-            self.world.base, dtype=torch.float32, quantization_config=nf4 if self.quantization == "nf4" else None
-        )
+        config = nf4_config() if self.quantization == "nf4" else None
+        base = AutoModelForCausalLM.from_pretrained(self.world.base, dtype=torch.float32, quantization_config=config)
         return PeftModel.from_pretrained(base, self.path / "adapters" / adapter).eval()
 
     @torch.no_grad()

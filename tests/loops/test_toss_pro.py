@@ -266,7 +266,7 @@ def test_sets_that_overlap_are_a_warning_with_a_count(tiny_model, tmp_path: Path
 def test_the_table_of_the_sets_comes_first(tiny_model, tiny_sets, tmp_path: Path, capsys) -> None:
     tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target"], data={"max_length": 15})
     out = capsys.readouterr().out
-    assert out.index("Data") < out.index("Plan: target") < out.index("Result")
+    assert out.index("Data") < out.index("Plan: target") < out.index("after each stage")
     row = next(line for line in out.splitlines() if line.startswith("│ custom"))
     assert [cell.strip() for cell in row.strip("│").split("│")] == ["custom", "10", "54", "4", "0", "15", "56%"]
 

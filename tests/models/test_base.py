@@ -3,7 +3,7 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
-from tiny import save_tiny_model
+from tiny import nf4_config, save_tiny_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from toss_lightning.errors import ModelError
@@ -98,14 +98,8 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_plain_transformers_quantises_to_the_same_weights(model_64: str) -> None:
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
     plain = AutoModelForCausalLM.from_pretrained(
-        model_64, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}
+        model_64, quantization_config=nf4_config(), dtype=torch.float32, device_map={"": "cpu"}
     )
     ours = load_base(Base(model_64), CPU)
     for name, value in plain.named_parameters():

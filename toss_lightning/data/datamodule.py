@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from toss_lightning.data.batching import BatchLoader, PassBatches, StepBatches, StepPlan, plan_pass, plan_steps
 from toss_lightning.data.rowset import Overlong, RowSet, load_rows, overlaps

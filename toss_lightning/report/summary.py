@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
@@ -55,7 +55,8 @@ class Summary:
     def start(self, trainer: Trainer, steps: tuple[str, ...]) -> None:
         """Prints the plan and the table of the sets."""
         console = Console()
-        table = Table("set", title="Data", title_justify="left")
+        table = Table(title="Data", title_justify="left")
+        table.add_column("set", no_wrap=True)
         for column in ("rows", "response tokens", "dropped", "truncated", "longest", "prompt tokens"):
             table.add_column(column, justify="right")
         for rows in trainer.datamodule.sets.values():  # type: ignore[attr-defined]
@@ -116,7 +117,8 @@ def stage_name(summary: Summary, stage: str) -> str:
 def losses_table(summary: Summary) -> Table:
     """Mean token loss of each held-out set after each stage."""
     names = [name for name in LOSSES if any(name in losses for losses in summary.held_out.values())]
-    table = Table("mean token loss on held-out rows", title="Result", title_justify="left")
+    table = Table(title="Mean token loss on held-out rows after each stage", title_justify="left")
+    table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(f"{LOSSES[name]}\n({HINTS[name]})", justify="right")
     for stage, losses in summary.held_out.items():
