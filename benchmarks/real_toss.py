@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from scipy import stats
 from sklearn.metrics import roc_auc_score
+from statistics_of_runs import spread
 
 from toss_lightning.data import Source
 from toss_lightning.data.batching import collate, plan_pass
@@ -161,15 +161,6 @@ def paired_interval(ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarra
     generator = np.random.default_rng(0)
     drawn = generator.integers(0, len(ours[0]), (2000, len(ours[0])))
     return np.percentile(((ours[0] - theirs[0])[drawn].sum(1)) / ours[1][drawn].sum(1), [2.5, 97.5])
-
-
-def spread(values: list[float], pattern: str = "{:.3f}") -> str:
-    """Mean and, from two seeds on, the half-width of a 95 % t-interval."""
-    mean = pattern.format(np.mean(values))
-    if len(values) < 2:
-        return mean
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{mean} ± {pattern.format(half).lstrip('+')}"
 
 
 def report(runs: list[Path], seeds: list[int], note: str) -> str:
