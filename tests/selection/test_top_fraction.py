@@ -91,10 +91,9 @@ def test_rows_that_lose_everything_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("discard", [-0.1, 1.0, 7.0])
-def test_a_discard_that_is_no_share(tmp_path: Path, discard: float) -> None:
-    scores = make_scores(tmp_path / "scores", [[1.0, 0.0]])
+def test_a_discard_that_is_no_share_is_refused_before_anything_runs(discard: float) -> None:
     with pytest.raises(ConfigError, match=rf"selection.discard: {discard} is not a share: give a number in \[0, 1\)"):
-        GlobalTopFraction(discard).select(scores)
+        GlobalTopFraction(discard)
 
 
 def test_more_than_may_be_masked(tmp_path: Path) -> None:

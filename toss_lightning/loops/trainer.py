@@ -54,7 +54,6 @@ def make_trainer(
     for name, (allowed, reason) in FIXED.items():
         if settings.get(name) not in (None, *allowed):
             raise ConfigError(f"trainer.{name}: leave it at {allowed[0]}: {reason}")
-
     callbacks = list(callbacks or [])
     if settings.get("enable_progress_bar") is not False:
         callbacks.append(StageProgress())

@@ -19,6 +19,9 @@ class GlobalTopFraction(Selection):
             take their place. ``false`` is the paper's letter.
         utility_weight: weight of the utility loss in the score; the paper uses 1.
         degraded_weight: weight of the degraded loss in the score; the paper uses 1.
+
+    Raises:
+        ConfigError: ``discard`` is outside [0, 1).
     """
 
     def __init__(
@@ -28,6 +31,8 @@ class GlobalTopFraction(Selection):
         utility_weight: float = 1.0,
         degraded_weight: float = 1.0,
     ) -> None:
+        if not 0 <= discard < 1:
+            raise ConfigError(f"loop.selection.discard: {discard} is not a share: give a number in [0, 1)")
         self.discard, self.protect_end = discard, protect_end
         self.utility_weight, self.degraded_weight = utility_weight, degraded_weight
 
@@ -35,10 +40,8 @@ class GlobalTopFraction(Selection):
         """Masks the riskiest tokens.
 
         Raises:
-            ConfigError: ``discard`` is outside [0, 1), or more than there are tokens that may be masked.
+            ConfigError: ``discard`` is more than there are tokens that may be masked.
         """
-        if not 0 <= self.discard < 1:
-            raise ConfigError(f"loop.selection.discard: {self.discard} is not a share: give a number in [0, 1)")
         score = scores.score(self.utility_weight, self.degraded_weight)
         end = scores.flat("end_of_turn")
         protected = end if self.protect_end else np.zeros_like(end)
