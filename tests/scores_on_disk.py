@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from toss_lightning.data.tokenize import ids_hash
-from toss_lightning.scores import TokenScores
-from toss_lightning.scores.store import ScoreWriter, write_manifest
+from toss_lightning.scores import ScoreWriter, TokenScores, degraded_column
 
 
 def make_scores(
@@ -16,14 +15,15 @@ def make_scores(
     degraded: Sequence[Sequence[float]] | None = None,
     labels: Sequence[str] | None = None,
     protect: bool = True,
+    later_rounds: Sequence[Sequence[Sequence[float]]] = (),
 ) -> TokenScores:
     """A store with these token losses; degraded losses are 0 by default, and the last token of each row ends a turn."""
-    path.mkdir()
-    with ScoreWriter(path) as writer:
-        for row_id, losses in enumerate(utility):
-            size = len(losses)
-            ids, positions = np.arange(size + 2, dtype=np.int32), np.arange(2, size + 2, dtype=np.int32)
-            row = {
+    rows = []
+    for row_id, losses in enumerate(utility):
+        size = len(losses)
+        ids, positions = np.arange(size + 2, dtype=np.int32), np.arange(2, size + 2, dtype=np.int32)
+        rows.append(
+            {
                 "row_id": row_id,
                 "input_ids": ids,
                 "response_positions": positions,
@@ -31,9 +31,18 @@ def make_scores(
                 "ids_hash": ids_hash(ids + row_id, positions),
                 "label": labels[row_id] if labels else None,
                 "source": "made",
-                "loss_utility": np.asarray(losses, dtype=np.float32),
-                "loss_degraded": np.asarray(degraded[row_id] if degraded else np.zeros(size), dtype=np.float32),
             }
-            writer.append({name: [value] for name, value in row.items()})
-    write_manifest(path, {}, len(utility), sum(map(len, utility)))
+        )
+    writer = ScoreWriter(path, {})
+    writer.begin(rows)
+    zeros = [[0.0] * len(losses) for losses in utility]
+    columns = {"utility": utility, "degraded": degraded or zeros}
+    columns |= {degraded_column(round): losses for round, losses in enumerate(later_rounds, start=1)}
+    for name, column in columns.items():
+        writer.begin_column(name, f"digest of {name}", "plan")
+        for chunk, at in enumerate(range(0, len(column), 2)):
+            part = {row_id: np.array(column[row_id], dtype=np.float32) for row_id in range(len(column))[at : at + 2]}
+            writer.append(name, chunk, part)
+        writer.end_column(name)
+    writer.finish_round(len(later_rounds))
     return TokenScores(path)

@@ -1,19 +1,66 @@
 import errno
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from kills import killed_everywhere, tree
 
 from toss_lightning.errors import StoreError
-from toss_lightning.files import new_directory, restore_directory, write_json, write_text
+from toss_lightning.files import (
+    discard_directory,
+    new_directory,
+    new_file,
+    put_in_place,
+    restore_directory,
+    sweep,
+    write_json,
+    write_text,
+)
+
+# --- what the helpers do ----------------------------------------------------------------------------------------------
+
+
+def test_text_is_replaced_whole(tmp_path: Path) -> None:
+    write_text(tmp_path / "folder" / "file", "old")
+    write_text(tmp_path / "folder" / "file", "new")
+    assert tree(tmp_path) == {"folder/file": b"new"}
+
+
+def test_a_new_file_appears_when_the_block_ends(tmp_path: Path) -> None:
+    with new_file(tmp_path / "folder" / "file") as temporary:
+        temporary.write_text("half")
+        assert not (tmp_path / "folder" / "file").exists()
+        temporary.write_text("whole")
+    assert tree(tmp_path) == {"folder/file": b"whole"}
+
+
+def test_an_error_inside_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old")
+
+    def half() -> None:
+        with new_file(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        half()
+    assert tree(tmp_path) == {"file": b"old"}
+
+
+def test_a_file_that_was_written_elsewhere_is_put_in_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "written").write_text("new")
+    put_in_place(tmp_path / "written", tmp_path / "file")
+    assert tree(tmp_path) == {"file": b"new"}
 
 
 def test_a_new_directory_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     for content in ("old", "new"):
         with new_directory(tmp_path / "store") as directory:
             (directory / "file").write_text(content)
-    assert (tmp_path / "store" / "file").read_text() == "new"
+    assert tree(tmp_path) == {"store/file": b"new"}
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
@@ -28,8 +75,86 @@ def test_an_error_inside_leaves_the_old_directory_and_nothing_else(tmp_path: Pat
 
     with pytest.raises(ValueError, match="half way"):
         half()
-    assert (tmp_path / "store" / "file").read_text() == "old"
+    assert tree(tmp_path) == {"store/file": b"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_directory_is_discarded_with_all_that_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "store" / "inner").mkdir(parents=True)
+    (tmp_path / "store" / "inner" / "file").write_text("x")
+    discard_directory(tmp_path / "store")
+    discard_directory(tmp_path / "never_was_there")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_takes_what_is_half_written_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".store.123.tmp" / "inner").mkdir(parents=True)
+    (tmp_path / ".file.123.tmp").write_text("half")
+    (tmp_path / "mine.tmp").write_text("a file of the user")
+    (tmp_path / ".hidden").write_text("as well")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".file.5.tmp").write_text("not in this directory")
+    sweep(tmp_path)
+    sweep(tmp_path / "nothing_here")
+    assert set(tree(tmp_path)) == {"mine.tmp", ".hidden", "folder/.file.5.tmp"}
+
+
+# --- killed at every touch of the disk --------------------------------------------------------------------------------
+
+
+def test_a_killed_write_leaves_the_old_text_or_the_new_one(tmp_path: Path) -> None:
+    before = "(path / 'file').write_text('old')"
+    body = "from toss_lightning.files import write_text; write_text(path / 'file', 'new')"
+    *killed, done = killed_everywhere(tmp_path / "runs", body, before)
+    for path in killed:
+        assert (path / "file").read_text() in ("old", "new")
+        sweep(path)
+        assert [file.name for file in path.iterdir()] == ["file"]
+    assert tree(done) == {"file": b"new"}
+
+
+def test_a_killed_write_of_a_first_file_leaves_none_or_the_whole(tmp_path: Path) -> None:
+    body = "from toss_lightning.files import write_text; write_text(path / 'folder' / 'file', 'new')"
+    for path in killed_everywhere(tmp_path / "runs", body):
+        assert not (path / "folder" / "file").exists() or (path / "folder" / "file").read_text() == "new"
+
+
+NEW_DIRECTORY = """
+from toss_lightning.files import new_directory
+with new_directory(path / 'store') as directory:
+    (directory / 'a').write_text('new')
+    (directory / 'b').write_text('new')
+"""
+
+
+@pytest.mark.parametrize("there_was_one", [True, False])
+def test_a_killed_new_directory_is_the_old_one_or_the_new_one_once_restored(
+    tmp_path: Path, there_was_one: bool
+) -> None:
+    before = "(path / 'store').mkdir(); [(path / 'store' / name).write_text('old') for name in 'ab']"
+    *killed, done = killed_everywhere(tmp_path / "runs", NEW_DIRECTORY, before if there_was_one else "")
+    old = {"a": b"old", "b": b"old"} if there_was_one else {}
+    outcomes = []
+    for path in killed:
+        restore_directory(path / "store")
+        sweep(path)
+        outcomes.append(tree(path / "store"))
+        assert outcomes[-1] in (old, {"a": b"new", "b": b"new"})
+        assert {one.name for one in path.iterdir()} <= {"store"}
+    assert outcomes[0] == old
+    assert tree(done) == {"store/a": b"new", "store/b": b"new"}
+
+
+def test_a_killed_discard_leaves_all_of_the_directory_or_none(tmp_path: Path) -> None:
+    before = "(path / 'store').mkdir(); [(path / 'store' / name).write_text('old') for name in 'abc']"
+    body = "from toss_lightning.files import discard_directory; discard_directory(path / 'store')"
+    *killed, done = killed_everywhere(tmp_path / "runs", body, before)
+    sizes = [len(tree(path / "store")) for path in killed]
+    assert set(sizes) == {0, 3}
+    for path in killed:
+        sweep(path)
+        assert {one.name for one in path.iterdir()} <= {"store"}
+    assert not list(done.iterdir())
 
 
 def test_a_kill_between_the_two_renames_is_undone(tmp_path: Path) -> None:
@@ -41,11 +166,15 @@ def test_a_kill_between_the_two_renames_is_undone(tmp_path: Path) -> None:
     assert not old.exists()
 
 
+# --- disks that refuse ------------------------------------------------------------------------------------------------
+
+
 def test_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *args: object, **kwargs: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)  # Linux says so before it looks whether there is such a file
     with pytest.raises(StoreError, match=r"store: cannot be written \(Read-only file system\)"):
         new_directory(tmp_path / "store").__enter__()
     with pytest.raises(StoreError, match="Read-only file system"):
@@ -53,27 +182,48 @@ def test_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_where_a_directory_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    for attempt in (
+        lambda: write_text(tmp_path / "run" / "summary.json", ""),
+        lambda: new_directory(tmp_path / "run" / "store").__enter__(),
+    ):
+        with pytest.raises(StoreError, match=r"run/.*: cannot be written \(.*choose another --run_dir"):
+            attempt()
+    assert tree(tmp_path) == {"run": b"a file"}
+
+
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, {tests!r})
+from scores_on_disk import make_scores
 from toss_lightning.errors import StoreError
 from toss_lightning.files import new_directory, write_text
-from toss_lightning.scores.store import ScoreWriter
+from toss_lightning.scores import ScoreWriter
+from toss_lightning.selection import TokenWeights
 
-# a file that may not grow past this size fails as on a full disk
+path = Path({path!r})
+make_scores(path / "scores", [[1.0, 0.0]])
+# from here on a file that may not grow past this size fails as on a full disk
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-path = Path({path!r})
-row = {{"row_id": [0], "input_ids": [[1] * 4000], "response_positions": [[1] * 4000], "end_of_turn": [[False] * 4000],
-        "ids_hash": ["x"], "label": [None], "source": [None], "loss_utility": [[0.0] * 4000],
-        "loss_degraded": [[0.0] * 4000]}}
-for attempt in (lambda: write_text(path / "file", "x" * 30_000), lambda: store()):
-    def store():
-        with new_directory(path / "scores") as directory, ScoreWriter(directory) as writer:
-            for _ in range(9):
-                writer.append(row)
+row = {{"row_id": 0, "input_ids": [1] * 9000, "response_positions": [1] * 9000, "end_of_turn": [False] * 9000,
+        "ids_hash": "x", "label": None, "source": None}}
+
+def rows():
+    ScoreWriter(path / "other", {{}}).begin([row])
+
+def chunk():
+    writer = ScoreWriter(path / "scores", {{}})
+    writer.begin_column("utility", "another adapter", "plan")
+    writer.append("utility", 0, {{0: np.zeros(9000, dtype=np.float32)}})
+
+def weights():
+    TokenWeights({{0: np.zeros(9000, dtype=np.float32)}}, {{0: "x"}}).save(path / "selection")
+
+for attempt in (lambda: write_text(path / "file", "x" * 30_000), rows, chunk, weights):
     try:
         attempt()
     except StoreError as error:
@@ -85,13 +235,27 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     script = FULL_DISK.format(tests=str(Path(__file__).parent), path=str(tmp_path))
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     lines = result.stdout.splitlines()
-    assert len(lines) == 2, result.stderr
+    assert [line.partition(": ")[0] for line in lines] == [
+        str(tmp_path / name)
+        for name in ("file", "other/rows.arrow", "scores/.loss_utility.part/00000.arrow", "selection")
+    ], result.stdout + result.stderr
     assert all("cannot be written (" in line and "File too large" in line for line in lines)
-    assert not list(tmp_path.iterdir())
+    assert all("free some space or choose another --run_dir" in line for line in lines)
+    # the chunk is not there, and the column that was there still is
+    (tmp_path / "scores/.loss_utility.part/column.json").unlink()
+    assert not tree(tmp_path / "scores/.loss_utility.part")
+    assert "loss_utility/00000.arrow" in tree(tmp_path / "scores")
+    shutil.rmtree(tmp_path / "scores")
+    assert not tree(tmp_path)
 
 
-def test_text_is_replaced_whole(tmp_path: Path) -> None:
-    write_text(tmp_path / "file", "old")
-    write_text(tmp_path / "file", "new")
-    assert (tmp_path / "file").read_text() == "new"
-    assert len(list(tmp_path.iterdir())) == 1
+def test_what_a_kill_left_of_the_old_directory_is_in_nobody_s_way(tmp_path: Path) -> None:
+    for content in ("old", "newer"):
+        with new_directory(tmp_path / "store") as directory:
+            (directory / "file").write_text(content)
+        (tmp_path / ".store.old").mkdir()
+        (tmp_path / ".store.old/file").write_text("left behind")
+    with new_directory(tmp_path / "store") as directory:
+        (directory / "file").write_text("newest")
+    assert (tmp_path / "store/file").read_text() == "newest"
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]

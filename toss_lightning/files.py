@@ -4,15 +4,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from toss_lightning.errors import StoreError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces ``path`` by ``text`` in one step.
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; what is there when the block ends without an error takes the place of ``path``.
 
     Raises:
         StoreError: the disk is full, read-only or otherwise refuses; the old file is still there.
@@ -20,14 +21,26 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporary
+        put_in_place(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(_cannot_write(path, error)) from error
+        raise StoreError(cannot_write(path, error)) from error
+    finally:
+        with suppress(OSError):  # where nothing can be written there is nothing to remove
+            temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Lets a written file take the place of ``path``, for good even if the machine then stops."""
+    _to_disk(temporary)
+    temporary.replace(path)
+    _to_disk(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces ``path`` by ``text`` in one step. Raises as :func:`new_file`."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -42,6 +55,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: writing failed; nothing half-written remains and what stood at ``path`` before is untouched.
     """
+    restore_directory(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -54,7 +68,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(_old(path), ignore_errors=True)
     except OSError as error:
         restore_directory(path)
-        raise StoreError(_cannot_write(path, error)) from error
+        raise StoreError(cannot_write(path, error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -66,6 +80,21 @@ def restore_directory(path: Path) -> None:
             shutil.rmtree(_old(path), ignore_errors=True)
         else:
             _old(path).rename(path)
+
+
+def discard_directory(path: Path) -> None:
+    """Removes a directory so that no half of it remains under its name, whenever this is killed."""
+    if path.exists():
+        trash = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shutil.rmtree(trash, ignore_errors=True)
+        path.rename(trash)
+        shutil.rmtree(trash)
+
+
+def sweep(directory: Path) -> None:
+    """Removes what killed processes left half-written in ``directory``."""
+    for path in directory.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def cache_directory() -> Path:
@@ -82,9 +111,17 @@ def _old(path: Path) -> Path:
 def _sync(directory: Path) -> None:
     for file in directory.rglob("*"):
         if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+            _to_disk(file)
 
 
-def _cannot_write(path: Path, error: OSError) -> str:
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """What to tell a person whose disk refuses."""
     return f"{path}: cannot be written ({error.strerror or error}): free some space or choose another --run_dir"

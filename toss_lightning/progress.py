@@ -6,11 +6,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 
-def progress_bar(description: str, total: int, unit: str, enabled: bool = True) -> "tqdm[None]":
+def progress_bar(description: str, total: int, unit: str, enabled: bool = True, done: int = 0) -> "tqdm[None]":
     """A bar on a terminal; in a log file a line every half minute."""
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
+        initial=done,
         desc=description,
         unit=unit,
         disable=not enabled,

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +12,17 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from toss_lightning.data.batching import BatchLoader, PassBatches, StepBatches, StepPlan, plan_pass, plan_steps
+from toss_lightning.data.batching import BatchLoader, Group, PassBatches, StepBatches, StepPlan, plan_pass, plan_steps
 from toss_lightning.data.rowset import Overlong, RowSet, load_rows, overlaps
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
-from toss_lightning.errors import ConfigError, DataError
-from toss_lightning.files import new_directory
+from toss_lightning.errors import ConfigError, DataError, StoreError
 from toss_lightning.progress import progress_bar, say
-from toss_lightning.scores.store import ScoreWriter, TokenScores, write_manifest
+from toss_lightning.scores.writer import ROW_SCHEMA, ScoreWriter
 from toss_lightning.seeds import global_seed
 
 HELD_OUT = {"utility_val": "task_loss", "harmful_val": "harmful_loss", "refusal_val": "refusal_loss"}
 """Held-out set -> what its mean token loss is called."""
-SWITCH_EVERY = 32
-"""Batches scored with one reference adapter before the other takes its turn."""
 
 
 class TossDataModule(LightningDataModule):
@@ -51,6 +47,7 @@ class TossDataModule(LightningDataModule):
         template_options: variables for the template, such as date_string.
         batch_size: rows per optimizer step, over all ranks.
         max_tokens: padded tokens that a device holds at once; a step's rows are cut into micro-batches of that size.
+        score_every: batches that are scored between two writes to disk; what a kill can cost at most.
         num_workers: processes that prepare batches.
     """
 
@@ -71,6 +68,7 @@ class TossDataModule(LightningDataModule):
         template_options: dict[str, Any] | None = None,
         batch_size: int = 64,
         max_tokens: int = 8192,
+        score_every: int = 16,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -84,10 +82,12 @@ class TossDataModule(LightningDataModule):
         }
         self.holdout, self.max_length, self.overlong, self.bad_rows = holdout, max_length, overlong, bad_rows
         self.train_on, self.chat_template, self.template_options = train_on, chat_template, template_options or {}
-        self.batch_size, self.max_tokens, self.num_workers = batch_size, max_tokens, num_workers
+        self.batch_size, self.max_tokens = batch_size, max_tokens
+        self.score_every, self.num_workers = score_every, num_workers
         self.sets: dict[str, RowSet] = {}
         self.plan: StepPlan | None = None
-        self._stage: tuple[str, Mapping[int, np.ndarray] | None, int] | None = None
+        self.stage_rows: list[TokenizedRow] = []
+        self._stage: tuple[int, Mapping[int, np.ndarray] | None] | None = None
         self._tokenizer_parts: dict[str, str] = {}
 
     # --- reading --------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class TossDataModule(LightningDataModule):
     def _check_settings(self) -> None:
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"data.holdout: {self.holdout} is not a share: give a number in [0, 1)")
-        for key in ("max_length", "batch_size", "max_tokens"):
+        for key in ("max_length", "batch_size", "max_tokens", "score_every"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"data.{key}: {getattr(self, key)}: give a number of at least 1")
 
@@ -156,23 +156,51 @@ class TossDataModule(LightningDataModule):
     def identity(self) -> dict[str, str]:
         """What the batches of every stage depend on; a checkpoint can only be resumed with the same."""
         sets = {f"{name} set": rows.tokens_digest() for name, rows in self.sets.items()}
-        return {**sets, "data.batch_size": str(self.batch_size), "data.max_tokens": str(self.max_tokens)}
+        scored = {}
+        if "custom" in self.sets:
+            scored = {part: value for part, value in self.fingerprints().items() if part in ("dataset", "limits")}
+        return {**sets, "data.batch_size": str(self.batch_size), **scored}
 
     # --- training and validation ------------------------------------------------------------------------------------
 
-    def begin_stage(self, name: str, epochs: int, weights: Mapping[int, np.ndarray] | None = None) -> None:
-        """Chooses what :meth:`train_dataloader` serves: the set ``name``, each token with its weight, or with 1."""
-        self._stage = (name, weights, epochs)
+    def begin_stage(
+        self,
+        name: str,
+        epochs: int,
+        weights: Mapping[int, np.ndarray] | None = None,
+        promoted: Collection[int] = (),
+    ) -> None:
+        """Chooses what :meth:`train_dataloader` serves.
+
+        Args:
+            name: the set.
+            epochs: how often each row is served.
+            weights: row id -> weight of each response token; 1 by default.
+            promoted: row ids of the custom set whose rows are served beside the set's own.
+        """
+        self.stage_rows = list(self.sets[name].rows)
+        if promoted:
+            self.stage_rows += [row for row in self.sets["custom"].rows if row.row_id in promoted]
+        self._stage = (epochs, weights)
+
+    def plan_stage(self) -> StepPlan:
+        """Plans the current stage's batches for the ranks at hand.
+
+        Raises:
+            ConfigError: no stage was begun, or a row is longer than ``max_tokens``.
+        """
+        if self._stage is None:
+            raise ConfigError("loop: training needs a loop that names its stages, such as TossProLoop")
+        lengths = [len(row.input_ids) for row in self.stage_rows]
+        ranks = self._fit.world_size
+        return plan_steps(lengths, self.batch_size, self.max_tokens, self._stage[0], ranks, global_seed())
 
     def train_dataloader(self) -> BatchLoader:
         """The current stage's batches; ``plan`` then says how many micro-batches make an optimizer step."""
-        if self._stage is None:
-            raise ConfigError("loop: training needs a loop that names its stages, such as TossProLoop")
-        name, weights, epochs = self._stage
-        rows = self.sets[name].rows
-        lengths = [len(row.input_ids) for row in rows]
-        self.plan = plan_steps(lengths, self.batch_size, self.max_tokens, epochs, self._fit.world_size, global_seed())
-        return BatchLoader(StepBatches(rows, weights, self.plan, self._fit.global_rank), self.num_workers)
+        self.plan = self.plan_stage()
+        assert self._stage is not None
+        batches = StepBatches(self.stage_rows, self._stage[1], self.plan, self._fit.global_rank)
+        return BatchLoader(batches, self.num_workers)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """A loader for each held-out set."""
@@ -189,93 +217,114 @@ class TossDataModule(LightningDataModule):
     # --- scoring ------------------------------------------------------------------------------------------------------
 
     def score(
-        self, trainer: Trainer, references: Sequence[str], fingerprints: Mapping[str, str], path: Path
-    ) -> TokenScores:
-        """Files the token losses of the custom set under each reference adapter in a store at ``path``.
+        self,
+        trainer: Trainer,
+        columns: Mapping[str, str],
+        path: Path,
+        round: int = 0,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Files token losses of the custom set in the store at ``path``, a column for each reference adapter.
 
-        A store that is there already and was made from the same things is used as it is. Every row is scored once,
-        whatever the number of ranks; each rank writes a file of its own.
+        A column that is there already and was made from the same things is used as it is, and one that a killed run
+        left unfinished is gone on with. Every row is scored once, whatever the number of ranks.
 
         Args:
             trainer: holds the module and the strategy to run it with.
-            references: names of the adapters, a column ``loss_<name>`` each.
-            fingerprints: what the losses depend on beside the data.
+            columns: name of a column -> name of the adapter that its losses are taken with.
             path: directory of the store.
+            round: the round of TOSS-Pro that the store then ends with.
+            between: called on every rank, equally often, whenever a chunk is on disk; what it raises ends the scoring.
 
         Raises:
-            StoreError: the store cannot be written; nothing half-written remains.
+            StoreError: the store cannot be written, or earlier rounds in it were made from other things.
         """
-        fingerprints = {**fingerprints, **self.fingerprints()}
-        # every rank goes the way of the first, whatever its own view of the disk
-        differing = trainer.strategy.broadcast(TokenScores.differences(path, fingerprints))
-        if differing == []:
-            say(f"scores: {path} was made from the same data, base and adapters: used as it is")
-            return TokenScores(path)
-        if differing:
-            say(f"scores: {path} was made with another {', '.join(differing)}: scoring again")
-        rows = self.sets["custom"].rows
-        strategy, main = trainer.strategy, trainer.is_global_zero
-        with new_directory(path) if main else nullcontext() as directory:
-            shared: Any = strategy.broadcast(directory)
-            with ScoreWriter(shared, trainer.global_rank, trainer.world_size) as writer:
-                for done in self._scored(trainer, references, rows):
-                    writer.append(_columns(done))
-            strategy.barrier("scores written")
-            if main:
-                write_manifest(shared, fingerprints, len(rows), sum(len(row.response_positions) for row in rows))
-        strategy.barrier("scores in place")
-        scores = TokenScores(path)
-        scores.check(self.sets["custom"].hashes())
-        return scores
-
-    def _scored(
-        self, trainer: Trainer, references: Sequence[str], rows: Sequence[TokenizedRow]
-    ) -> Iterator[list[tuple[TokenizedRow, dict[str, np.ndarray]]]]:
-        """Yields this rank's rows with their losses, some batches at a time."""
         module: Any = trainer.lightning_module
-        strategy = trainer.strategy
-        groups = self._groups(rows)
-        loader = BatchLoader(PassBatches(rows, groups), self.num_workers)
+        writer = ScoreWriter(path, {**module.fingerprints(), **self.fingerprints()})
+        if differing := trainer.strategy.broadcast(writer.differences()):
+            if round:
+                raise StoreError(
+                    f"{path}: the scores of earlier rounds were made with another {', '.join(differing)}: resume with"
+                    " the same, or start a new run"
+                )
+            say(f"scores: {path} was made with another {', '.join(differing)}: scoring again")
+        if trainer.is_global_zero:
+            writer.begin([_facts(row) for row in self.sets["custom"].rows])
+        trainer.strategy.barrier("score store begun")
+        wanted = {column: module.digest(adapter) for column, adapter in columns.items()}
+        # every rank goes the way of the first, whatever its own view of the disk
+        found = trainer.strategy.broadcast({column: writer.adapter_of(column) for column in columns})
+        if wanted == found:
+            say(f"scores: {path} was made from the same data, base and adapters: used as it is")
+        missing = [column for column in columns if found[column] != wanted[column]]
+        for column in missing:
+            if found[column] is not None:
+                say(f"scores: {path} was made with another {column} adapter: scoring again")
+            if trainer.is_global_zero:
+                writer.drop(column)  # all of them first: columns of two runs would make a score of neither
+        trainer.strategy.barrier("stale columns dropped")
+        for column in missing:
+            self._score_column(trainer, writer, column, columns[column], wanted[column], between)
+        if trainer.is_global_zero:
+            writer.finish_round(round)
+        trainer.strategy.barrier("round scored")
+
+    def _score_column(
+        self,
+        trainer: Trainer,
+        writer: ScoreWriter,
+        column: str,
+        adapter: str,
+        digest: str,
+        between: Callable[[], None],
+    ) -> None:
+        module: Any = trainer.lightning_module
+        strategy, ranks, rows = trainer.strategy, trainer.world_size, self.sets["custom"].rows
+        groups = plan_pass([len(row.input_ids) for row in rows], self.max_tokens)[0]
+        chunks = [groups[at : at + self.score_every] for at in range(0, len(groups), self.score_every)]
+        if trainer.is_global_zero:
+            writer.begin_column(column, digest, _hash(json.dumps(chunks)))
+        strategy.barrier("column begun")
+        pending: list[int] = strategy.broadcast(writer.pending(column, len(chunks)))
+        turns = -(-len(pending) // ranks)
+        mine = pending[trainer.global_rank :: ranks]
+        # a sharded base needs every rank in every forward pass, so all ranks run equally many batches
+        batches = [_filled(chunks[chunk], self.score_every) for chunk in mine]
+        batches += [_filled([], self.score_every)] * (turns - len(mine))
+        loader = iter(BatchLoader(PassBatches(rows, [group for chunk in batches for group in chunk]), self.num_workers))
+        done = len(rows) - sum(len(group) for chunk in pending for group in chunks[chunk])
         was_training = module.training
         module.eval()
-        bar = progress_bar("score", sum(len(group) for group in groups), "row", trainer.is_global_zero)
-        with bar, torch.no_grad():
-            batches = zip(groups, loader, strict=True)
-            while chunk := list(islice(batches, SWITCH_EVERY)):
-                members = [rows[index] for group, _ in chunk for index in group]
-                losses: dict[str, list[np.ndarray]] = {}
-                for name in references:
-                    with module.using(name):
-                        flat = [strategy.predict_step(strategy.batch_to_device(batch), 0) for _, batch in chunk]
-                    losses[name] = _cut(torch.cat(flat).float().cpu().numpy(), members)
-                yield [
-                    (row, {f"loss_{name}": values[index] for name, values in losses.items()})
-                    for index, row in enumerate(members)
-                ]
-                bar.update(len(members))
+        bar = progress_bar(f"score {column}", len(rows), "row", trainer.is_global_zero, done)
+        with bar, torch.no_grad(), module.using(adapter):
+            for turn in range(turns):
+                served = islice(loader, self.score_every)
+                flat = [strategy.predict_step(strategy.batch_to_device(batch), 0) for batch in served]
+                if turn < len(mine):
+                    members = [rows[index] for group in batches[turn] for index in group]
+                    losses = _cut(torch.cat(flat).float().cpu().numpy(), members)
+                    found = {row.row_id: values for row, values in zip(members, losses, strict=True)}
+                    writer.append(column, mine[turn], found)
+                bar.update(sum(len(group) for chunk in pending[turn * ranks :][:ranks] for group in chunks[chunk]))
+                between()
         module.train(was_training)
+        strategy.barrier("column written")
+        if trainer.is_global_zero:
+            writer.end_column(column)
+        strategy.barrier("column in place")
+
+
+def _filled(groups: Sequence[Group], count: int) -> list[Group]:
+    return [*groups, *[()] * (count - len(groups))]
 
 
 def _cut(flat: np.ndarray, rows: Sequence[TokenizedRow]) -> list[np.ndarray]:
     return np.split(flat, np.cumsum([len(row.response_positions) for row in rows])[:-1])
 
 
-def _columns(scored: Iterable[tuple[TokenizedRow, dict[str, np.ndarray]]]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {}
-    for row, losses in scored:
-        values = {
-            "row_id": row.row_id,
-            "input_ids": row.input_ids,
-            "response_positions": row.response_positions,
-            "end_of_turn": row.end_of_turn,
-            "ids_hash": row.ids_hash,
-            "label": row.label,
-            "source": row.source,
-            **losses,
-        }
-        for name, value in values.items():
-            columns.setdefault(name, []).append(value)
-    return columns
+def _facts(row: TokenizedRow) -> dict[str, Any]:
+    """What the store says of a row."""
+    return {field.name: getattr(row, field.name) for field in ROW_SCHEMA}
 
 
 def _hash(text: str) -> str:

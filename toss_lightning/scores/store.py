@@ -1,115 +1,104 @@
-"""TokenScores: an Arrow store of the token losses under each reference adapter, one row per custom row.
+"""TokenScores: what the reference adapters said about each response token of the custom set, in Arrow.
 
-On disk: ``scores.json`` (fingerprints, counts) and one ``scores-<rank>-of-<ranks>.arrow`` per rank that wrote it. Both
-losses are kept, not their difference, so that another selection needs no new scoring.
+On disk: ``scores.json`` (what everything here was made from, how much there is), ``rows.arrow`` (the rows: ids,
+response positions, label, source), and a directory for each column of token losses: ``loss_utility``,
+``loss_degraded``, and for round t of TOSS-Pro ``loss_degraded-t``. All losses are kept, not their differences, so that
+another selection, and a comparison of rounds, needs no new scoring.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from toss_lightning.errors import StoreError
 
-SCHEMA = pa.schema(
-    [
-        ("row_id", pa.int64()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("response_positions", pa.list_(pa.int32())),
-        ("end_of_turn", pa.list_(pa.bool_())),
-        ("ids_hash", pa.string()),
-        ("label", pa.string()),
-        ("source", pa.string()),
-        ("loss_utility", pa.list_(pa.float32())),
-        ("loss_degraded", pa.list_(pa.float32())),
-    ]
-)
-MANIFEST = "scores.json"
+MANIFEST, ROWS, COLUMN = "scores.json", "rows.arrow", "column.json"
+KEYS = {MANIFEST: {"fingerprints", "rows", "tokens", "round"}, COLUMN: {"adapter", "plan"}}
 
 
-class ScoreWriter:
-    """Appends rows to one rank's file of a store that is being made."""
-
-    def __init__(self, directory: Path, rank: int = 0, world_size: int = 1) -> None:
-        self._sink = pa.OSFile(str(directory / f"scores-{rank:05d}-of-{world_size:05d}.arrow"), "wb")
-        self._file = pa.ipc.new_stream(self._sink, SCHEMA)
-
-    def __enter__(self) -> "ScoreWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._file.close()
-        finally:
-            self._sink.close()
-
-    def append(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Writes rows, given as column name -> values in the order of :data:`SCHEMA`'s types."""
-        arrays = [pa.array(columns[field.name], field.type) for field in SCHEMA]
-        self._file.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+def degraded_column(round: int) -> str:
+    """The name of the degraded losses of a round."""
+    return f"degraded-{round}" if round else "degraded"
 
 
-def write_manifest(directory: Path, fingerprints: Mapping[str, str], rows: int, tokens: int) -> None:
-    """Says what the store in ``directory`` was made from and how much it holds."""
-    content = {"fingerprints": dict(fingerprints), "rows": rows, "tokens": tokens}
-    (directory / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def read_json(file: Path) -> dict[str, Any] | None:
+    """What one of the store's JSON files says; None where there is none.
+
+    Raises:
+        StoreError: it does not say what it should.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{file}: damaged ({error}): delete {file.parent} and score again") from error
+    if not isinstance(content, dict) or not KEYS[file.name] <= content.keys():
+        raise StoreError(f"{file}: not of this version, or damaged: delete {file.parent} and score again")
+    return content
 
 
 class TokenScores:
-    """A finished store, read back in the order of the custom set.
+    """A store, read back in the order of the custom set.
+
+    Args:
+        path: its directory.
+        round: whose degraded losses :meth:`score` and ``loss_degraded`` mean; the last round's by default.
 
     Attributes:
-        path: its directory.
         fingerprints: what it was made from, part -> hash.
+        round: the round in use.
         row_ids: Shape ``[R]`` int64, ascending.
         offsets: Shape ``[R + 1]`` int64: row r's tokens are ``offsets[r]:offsets[r + 1]`` of every flat column.
+
+    Raises:
+        StoreError: there is no store, it is damaged, or it has no such round.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, round: int | None = None) -> None:
         self.path = path
-        manifest = self.manifest(path)
+        manifest = read_json(path / MANIFEST)
         if manifest is None:
             raise StoreError(f"{path}: no token scores here: run the reference and score stages first")
         self.fingerprints: dict[str, str] = manifest["fingerprints"]
-        try:
-            shards = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in sorted(path.glob("*.arrow"))]
-            table = pa.concat_tables(shards)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"{path}: the store is damaged ({error}): delete it and score again") from error
-        self._table = table.take(np.argsort(table["row_id"].to_numpy(), kind="stable"))
+        self.round: int = manifest["round"] if round is None else round
+        self._table = self._read(path / ROWS).sort_by("row_id")
         self.row_ids: np.ndarray = self._table["row_id"].to_numpy()
-        lengths = [len(positions) for positions in self._table["response_positions"]]
+        lengths = pc.list_value_length(self._table["response_positions"]).to_numpy()
         self.offsets: np.ndarray = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        if len(np.unique(self.row_ids)) != manifest["rows"] or int(self.offsets[-1]) != manifest["tokens"]:
+        if len(self.row_ids) != manifest["rows"] or int(self.offsets[-1]) != manifest["tokens"]:
             raise StoreError(f"{path}: the store does not hold the rows it should: delete it and score again")
+        self._losses: dict[str, np.ndarray] = {}
+        if self.round not in self.rounds:
+            have = ", ".join(map(str, self.rounds)) or "none"
+            raise StoreError(f"{path}: no scores of round {self.round} here (rounds: {have}): score again")
 
-    @staticmethod
-    def manifest(path: Path) -> dict[str, Any] | None:
-        """What the store at ``path`` says of itself, or None where there is none."""
-        file = path / MANIFEST
-        if not file.is_file():
-            return None
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return content
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds whose degraded losses are here."""
+        found, round = [], 0
+        while (self.path / f"loss_{degraded_column(round)}" / COLUMN).is_file():
+            found.append(round)
+            round += 1
+        return found
 
-    @staticmethod
-    def differences(path: Path, fingerprints: Mapping[str, str]) -> list[str] | None:
-        """The parts in which the store at ``path`` differs from ``fingerprints``; None where there is no store."""
-        manifest = TokenScores.manifest(path)
-        if manifest is None:
-            return None
-        theirs = manifest["fingerprints"]
-        return sorted(part for part in {*theirs, *fingerprints} if theirs.get(part) != fingerprints.get(part))
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Column -> digest of the adapter that its losses were taken with."""
+        columns = ["utility", *(degraded_column(round) for round in self.rounds)]
+        found = {column: read_json(self.path / f"loss_{column}" / COLUMN) for column in columns}
+        return {column: facts["adapter"] for column, facts in found.items() if facts is not None}
 
     def flat(self, column: str) -> np.ndarray:
         """All values of a per-token column, rows one after the other; ``[tokens]``."""
-        values: np.ndarray = pa.chunked_array(self._table[column].chunks).combine_chunks().flatten().to_numpy(False)
+        if column.startswith("loss_"):
+            return self._loss(f"loss_{degraded_column(self.round)}" if column == "loss_degraded" else column)
+        values: np.ndarray = self._table[column].combine_chunks().flatten().to_numpy(False)
         return values
 
     def values(self, column: str) -> list[Any]:
@@ -144,3 +133,22 @@ class TokenScores:
                     f"{self.path}: row {row_id} is not the one that was scored: these scores belong to other data,"
                     " another tokenizer or another chat template: score again"
                 )
+
+    def _loss(self, name: str) -> np.ndarray:
+        if name not in self._losses:
+            chunks = [self._read(file) for file in sorted((self.path / name).glob("*.arrow"))]
+            if not chunks:
+                raise StoreError(f"{self.path}: no column {name} here: score with this reference first")
+            table = pa.concat_tables(chunks).sort_by("row_id")
+            values = table["loss"].combine_chunks()
+            same_rows = np.array_equal(table["row_id"].to_numpy(), self.row_ids)
+            if not same_rows or not np.array_equal(values.value_lengths().to_numpy(), np.diff(self.offsets)):
+                raise StoreError(f"{self.path / name}: not the rows that it should hold: delete it and score again")
+            self._losses[name] = values.flatten().to_numpy(False)
+        return self._losses[name]
+
+    def _read(self, file: Path) -> pa.Table:
+        try:
+            return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"{file}: the store is damaged ({error}): delete it and score again") from error
