@@ -1,11 +1,10 @@
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scores_on_disk import make_scores
 
-from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.errors import ConfigError
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import GlobalTopFraction, PerRowTopFraction, TokenWeights
 
@@ -100,20 +99,3 @@ def test_more_than_may_be_masked(tmp_path: Path) -> None:
     scores = make_scores(tmp_path / "scores", [[1.0, 0.0], [1.0, 0.0]])
     with pytest.raises(ConfigError, match="asks for 3 of 4 tokens, but only 2 are not end-of-turn tokens"):
         GlobalTopFraction(0.9).select(scores)
-
-
-def test_weights_are_written_with_their_report_and_read_back(tmp_path: Path) -> None:
-    scores = make_scores(tmp_path / "scores", [[1.0, 5.0, 0.0], [2.0, 0.0]])
-    chosen = GlobalTopFraction(0.3).select(scores)
-    chosen.save(tmp_path / "selection")
-    again = TokenWeights.load(tmp_path / "selection")
-    assert {row: weight.tolist() for row, weight in again.weights.items()} == {0: [1, 0, 1], 1: [1, 1]}
-    assert again.report == chosen.report == json.loads((tmp_path / "selection/selection.json").read_text())
-    again.check(chosen.hashes, tmp_path)
-    with pytest.raises(StoreError, match="row 1 is not the one that was selected from"):
-        again.check(chosen.hashes | {1: "other"}, tmp_path)
-
-
-def test_a_selection_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no selection to be had"):
-        TokenWeights.load(tmp_path)

@@ -1,8 +1,10 @@
 """What every selection gives: a weight for each response token of the custom set."""
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,13 @@ class TokenWeights:
         weights: row id -> Shape ``[N]`` float32, N response tokens of the row.
         report: counts for people.
         hashes: row id -> hash of the tokens that the weights belong to.
+        made_from: what those tokens depend on: tokenizer, template, dataset, limits.
     """
 
     weights: dict[int, np.ndarray]
     hashes: dict[int, str]
     report: dict[str, Any] = field(default_factory=dict)
+    made_from: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Writes ``weights.arrow`` and ``selection.json`` into the directory ``path``.
@@ -47,7 +51,8 @@ class TokenWeights:
         with new_directory(path) as directory:
             with pa.OSFile(str(directory / WEIGHTS_FILE), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as file:
                 file.write_table(table)
-            (directory / REPORT_FILE).write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
+            content = {**self.report, "made_from": self.made_from}
+            (directory / REPORT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "TokenWeights":
@@ -59,28 +64,45 @@ class TokenWeights:
         try:
             table = pa.ipc.open_stream(pa.memory_map(str(path / WEIGHTS_FILE))).read_all()
             report = json.loads((path / REPORT_FILE).read_text(encoding="utf-8"))
-        except (OSError, pa.ArrowInvalid, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise StoreError(f"{path}: no selection to be had ({error}): run the select stage again") from error
         row_ids = table["row_id"].to_pylist()
         weights = [np.array(weight.as_py(), dtype=np.float32) for weight in table["weight"]]
         hashes = table["ids_hash"].to_pylist()
-        return cls(dict(zip(row_ids, weights, strict=True)), dict(zip(row_ids, hashes, strict=True)), report)
+        made_from = report.pop("made_from", {})
+        return cls(dict(zip(row_ids, weights, strict=True)), dict(zip(row_ids, hashes, strict=True)), report, made_from)
 
     def flat(self) -> np.ndarray:
         """All weights, rows one after the other as in :class:`TokenScores`; ``[tokens]`` float32."""
         return np.concatenate([self.weights[row_id] for row_id in sorted(self.weights)])
 
-    def check(self, hashes: dict[int, str], where: Path) -> None:
-        """Compares with the rows that are about to be trained on.
+    def digest(self) -> str:
+        """Identifies the weights."""
+        digest = hashlib.blake2b(digest_size=12)
+        for row_id in sorted(self.weights):
+            digest.update(f"{row_id}:{self.hashes[row_id]};".encode())
+            digest.update(self.weights[row_id].tobytes())
+        return digest.hexdigest()
+
+    def check(self, hashes: Mapping[int, str], where: Path, made_from: Mapping[str, str] | None = None) -> None:
+        """Compares with the rows that are about to be trained on. The base may be another; the tokens may not.
+
+        Args:
+            hashes: row id -> hash of the row's tokens.
+            where: what a message names as the place of this selection.
+            made_from: what the rows' tokens depend on, so that a message can say what differs.
 
         Raises:
-            StoreError: the weights belong to other rows.
+            StoreError: the weights belong to other rows, or to other tokens of them.
         """
         for row_id in sorted({*hashes, *self.hashes}):
             if hashes.get(row_id) != self.hashes.get(row_id):
+                parts = [name for name, value in (made_from or {}).items() if self.made_from.get(name) != value]
+                other = [name for name in parts if name != "tokens"] if self.made_from else []
                 raise StoreError(
-                    f"{where}: row {row_id} is not the one that was selected from: this selection belongs to other"
-                    " data: run the score and select stages again"
+                    f"{where}: row {row_id} has other tokens than the row that was selected from"
+                    + (f" (another {', '.join(other)})" if other else "")
+                    + ": use the same data, tokenizer, template and limits, or score and select again"
                 )
 
 
@@ -108,12 +130,13 @@ def mask_weights(scores: TokenScores, masked: np.ndarray, **facts: Any) -> Token
         "kept": int((~masked).sum()),
         "rows": len(rows),
         "rows_fully_masked": sum(bool(row.all()) for row in rows),
+        "round": scores.round,
         **facts,
         "masked_share_per_source": _shares(scores.values("source"), rows),
         "masked_share_per_label": _shares(scores.values("label"), rows),
     }
     hashes = dict(zip(scores.row_ids.tolist(), scores.values("ids_hash"), strict=True))
-    return TokenWeights(weights, hashes, report)
+    return TokenWeights(weights, hashes, report, dict(scores.fingerprints))
 
 
 def _shares(names: list[str | None], rows: list[np.ndarray]) -> dict[str, dict[str, float]]:

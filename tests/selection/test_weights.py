@@ -1,0 +1,130 @@
+"""TokenWeights on disk: what the select stage leaves behind and the target stage trains with."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from kills import killed_everywhere, tree
+from scores_on_disk import make_scores
+
+from toss_lightning.errors import StoreError
+from toss_lightning.files import restore_directory
+from toss_lightning.scores import TokenScores
+from toss_lightning.selection import GlobalTopFraction, Selection, TokenWeights, mask_weights
+
+MADE_FROM = {"tokenizer": "t", "template": "c", "dataset": "d", "tokens": "x"}
+
+
+def weights_of(*rows: list[float], made_from: dict[str, str] | None = None) -> TokenWeights:
+    weights = {row_id: np.array(row, dtype=np.float32) for row_id, row in enumerate(rows)}
+    hashes = {row_id: f"hash {row_id}" for row_id in weights}
+    return TokenWeights(weights, hashes, {"masked": 1}, MADE_FROM if made_from is None else made_from)
+
+
+def test_weights_are_written_with_their_report_and_read_back(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0, 5.0, 0.0], [2.0, 0.0]])
+    chosen = GlobalTopFraction(0.3).select(scores)
+    chosen.save(tmp_path / "selection")
+    again = TokenWeights.load(tmp_path / "selection")
+    assert {row: weight.tolist() for row, weight in again.weights.items()} == {0: [1, 0, 1], 1: [1, 1]}
+    assert again.hashes == chosen.hashes
+    assert again.report == chosen.report
+    assert again.made_from == chosen.made_from == scores.fingerprints
+    written = json.loads((tmp_path / "selection/selection.json").read_text())
+    assert written == {**chosen.report, "made_from": chosen.made_from}
+    again.check(chosen.hashes, tmp_path)
+    with pytest.raises(StoreError, match="row 1 has other tokens than the row that was selected from"):
+        again.check(chosen.hashes | {1: "other"}, tmp_path)
+
+
+def test_a_selection_says_what_its_scores_were_made_from(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0, 0.0]])
+    scores.fingerprints = MADE_FROM
+    GlobalTopFraction(0.5).select(scores).save(tmp_path / "selection")
+    assert json.loads((tmp_path / "selection/selection.json").read_text())["made_from"] == MADE_FROM
+
+
+def test_the_weights_are_plain_arrow_that_other_tools_read(tmp_path: Path) -> None:
+    weights_of([1.0, 0.0], [0.5]).save(tmp_path / "selection")
+    table = Dataset.from_file(str(tmp_path / "selection/weights.arrow"))
+    assert table[:] == {"row_id": [0, 1], "weight": [[1.0, 0.0], [0.5]], "ids_hash": ["hash 0", "hash 1"]}
+
+
+def test_rows_that_are_missing_or_new_are_named(tmp_path: Path) -> None:
+    weights = weights_of([1.0], [0.0])
+    with pytest.raises(StoreError, match="row 1 has other tokens"):
+        weights.check({0: "hash 0"}, tmp_path)
+    with pytest.raises(StoreError, match="row 2 has other tokens"):
+        weights.check({**weights.hashes, 2: "hash 2"}, tmp_path)
+
+
+def test_what_differs_is_named_where_it_is_known(tmp_path: Path) -> None:
+    weights = weights_of([1.0])
+
+    def said(weights: TokenWeights, made_from: dict[str, str] | None) -> str:
+        with pytest.raises(StoreError, match=r"use the same data, tokenizer, template and limits") as error:
+            weights.check({0: "other"}, Path("runs/x/selection"), made_from)
+        assert str(error.value).startswith("runs/x/selection: row 0 has other tokens")
+        return str(error.value)
+
+    assert "(another tokenizer, template)" in said(
+        weights, {**MADE_FROM, "tokenizer": "other", "template": "other", "tokens": "y"}
+    )
+    assert "another" not in said(weights, {**MADE_FROM, "tokens": "y"}).partition("selected from")[2]
+    assert "another" not in said(weights, None).partition("selected from")[2]
+    # a selection of the user's own need not say what it was made from
+    assert "another" not in said(weights_of([1.0], made_from={}), MADE_FROM).partition("selected from")[2]
+
+
+def test_the_same_tokens_from_another_base_are_welcome(tmp_path: Path) -> None:
+    weights = weights_of([1.0], made_from={**MADE_FROM, "base": "small"})
+    weights.check({0: "hash 0"}, tmp_path, {**MADE_FROM, "base": "large"})
+
+
+def test_the_digest_is_that_of_the_weights_whatever_else_is_said(tmp_path: Path) -> None:
+    weights = weights_of([1.0, 0.0], [0.5])
+    weights.save(tmp_path / "selection")
+    assert TokenWeights.load(tmp_path / "selection").digest() == weights.digest()
+    assert weights_of([1.0, 0.0], [0.5], made_from={}).digest() == weights.digest()
+    assert weights_of([1.0, 0.0], [0.4]).digest() != weights.digest()
+    assert weights_of([0.0, 1.0], [0.5]).digest() != weights.digest()
+
+
+def test_a_selection_of_ones_own_needs_no_more_than_weights(tmp_path: Path) -> None:
+    class Halves(Selection):
+        def select(self, scores: TokenScores) -> TokenWeights:
+            return mask_weights(scores, scores.score() > 1, flavour="halves")
+
+    chosen = Halves().select(make_scores(tmp_path / "scores", [[2.0, 0.5], [1.5, 0.0]]))
+    assert chosen.flat().tolist() == [0, 1, 0, 1]
+    assert chosen.report["flavour"] == "halves"
+
+
+def test_a_selection_that_is_not_there_or_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no selection to be had"):
+        TokenWeights.load(tmp_path)
+    for name in ("weights.arrow", "selection.json"):
+        for damage in (b"", b"\x00\x80\xff" * 50, b"["):
+            path = tmp_path / "selection"
+            weights_of([1.0, 0.0]).save(path)
+            (path / name).write_bytes(damage)
+            with pytest.raises(StoreError, match=r"no selection to be had .*: run the select stage again") as error:
+                TokenWeights.load(path)
+            assert "\n" not in str(error.value)
+
+
+def test_a_killed_save_leaves_the_old_selection_or_the_new_one(tmp_path: Path) -> None:
+    script = """
+import numpy as np
+from toss_lightning.selection import TokenWeights
+TokenWeights({{0: np.array([{0}], dtype=np.float32)}}, {{0: "h"}}).save(path / "selection")
+"""
+    *killed, done = killed_everywhere(tmp_path / "runs", script.format("0.0"), script.format("1.0"))
+    seen = set()
+    for path in [*killed, done]:
+        restore_directory(path / "selection")
+        seen.add(float(TokenWeights.load(path / "selection").flat()[0]))
+        assert set(tree(path / "selection")) == {"weights.arrow", "selection.json"}
+    assert seen == {0.0, 1.0}
