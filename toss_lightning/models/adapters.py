@@ -18,6 +18,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import PreTrainedModel
 
 from toss_lightning.errors import ModelError
@@ -88,12 +89,21 @@ class AdapterBank:
                 raise ModelError(f"model.lora.targets: {lora.targets}: {str(error).splitlines()[0]}") from error
             for name in snapshots:
                 self.net.add_adapter(name, config)
-        self._initial = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters(SLOT)}
+        placed: Any
+        for placed in self.net.peft_config.values():
+            # a set is written to disk in an order that differs from process to process
+            if not isinstance(placed.target_modules, str):
+                placed.target_modules = sorted(placed.target_modules)
+        self.remember_start()
         self.use(SLOT)
 
     def parameters(self, adapter: str) -> list[tuple[str, torch.nn.Parameter]]:
         """The named parameters of one adapter."""
         return [(name, value) for name, value in self.net.named_parameters() if f".{adapter}." in f"{name}."]
+
+    def remember_start(self) -> None:
+        """Keeps the slot's weights for :meth:`reset`; once more where they were moved or sharded."""
+        self._initial = {name: value.detach().clone() for name, value in self.parameters(SLOT)}
 
     def use(self, adapter: str) -> None:
         """Makes ``adapter`` the one that the model computes with. The slot alone keeps its gradients."""
@@ -125,8 +135,9 @@ class AdapterBank:
 
     def state(self, adapter: str) -> dict[str, Tensor]:
         """One adapter's weights under the names that PEFT gives them in a file."""
-        state: dict[str, Tensor] = get_peft_model_state_dict(self.net, adapter_name=adapter)
-        return {name: value.detach().cpu().contiguous() for name, value in sorted(state.items())}
+        weights = {name: _whole(value) for name, value in self.parameters(adapter)}
+        state: dict[str, Tensor] = get_peft_model_state_dict(self.net, weights, adapter_name=adapter)
+        return dict(sorted(state.items()))
 
     def digest(self, adapter: str) -> str:
         """Identifies an adapter's weights."""
@@ -136,17 +147,26 @@ class AdapterBank:
             digest.update(value.float().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, adapter: str, path: Path, card: str) -> None:
+    def save(self, adapter: str, path: Path, card: str, write: bool = True) -> None:
         """Writes an adapter in PEFT's format, with a model card, so that ``PeftModel.from_pretrained`` loads it.
+
+        Args:
+            adapter: its name.
+            path: the directory.
+            card: the model card.
+            write: only one rank does; the others take part where the weights lie on all of them.
 
         Raises:
             ModelError: a weight is not finite.
             StoreError: the directory cannot be written.
         """
-        if not all(value.isfinite().all() for value in self.state(adapter).values()):
+        weights = {name: _whole(value) for name, value in self.parameters(adapter)}
+        if not all(value.isfinite().all() for value in weights.values()):
             raise ModelError(f"{path}: the adapter holds weights that are not finite, so it is not saved")
+        if not write:
+            return
         with new_directory(path) as directory:
-            self.net.save_pretrained(str(directory), selected_adapters=[adapter])
+            self.net.save_pretrained(str(directory), selected_adapters=[adapter], state_dict=weights)
             for file in (directory / adapter).iterdir():
                 file.rename(directory / file.name)
             (directory / adapter).rmdir()
@@ -202,6 +222,11 @@ class AdapterBank:
             raise ModelError(
                 f"{path}: the adapter sits on {_names(theirs)}, but model.lora.targets is {_names(wanted)}"
             )
+
+
+def _whole(value: Tensor) -> Tensor:
+    """All of a weight, gathered from the ranks where it is sharded."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu().contiguous()
 
 
 def _names(targets: Any) -> list[str]:

@@ -4,20 +4,23 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from toss_lightning.errors import ConfigError, TrainingError
+from toss_lightning.identity import check_identity, settings_of
 from toss_lightning.models.adapters import SLOT, AdapterBank, Lora
 from toss_lightning.models.base import Base, compute_dtype, describe, load_base, load_tokenizer, resolve
 from toss_lightning.models.losses import CHUNK, OutputHead, check_head, response_hidden, token_losses
+from toss_lightning.models.sharding import check_sharding, is_sharding, shard_layers
 from toss_lightning.progress import say
 from toss_lightning.seeds import global_seed
 
@@ -133,10 +136,14 @@ class WeightedLoraModule(LightningModule):
         """Loads the base onto this rank's device and puts the adapters on it, once."""
         if hasattr(self, "net"):
             return
-        device = self.trainer.strategy.root_device
+        strategy = self.trainer.strategy
+        device = strategy.root_device
+        check_sharding(strategy, self.base)
         if self.optim.paged_8bit and device.type != "cuda":
             raise ConfigError(f"model.optim.paged_8bit: needs a GPU, but this run is on {device}: set it to false")
-        model = load_base(self.base, device)
+        # a base that is to be sharded need not fit on the device that it is to compute on
+        dtype: Any = str(compute_dtype(self.base, device)).removeprefix("torch.")
+        model = load_base(replace(self.base, dtype=dtype), torch.device("cpu") if is_sharding(strategy) else device)
         self.head = OutputHead.of(model)
         check_head(model, self.head)
         say(describe(model, self.base, device))
@@ -144,21 +151,48 @@ class WeightedLoraModule(LightningModule):
         for name in REFERENCES:
             if path := getattr(self.references, name):
                 self.bank.load(name, path)
+        if is_sharding(strategy):
+            shard_layers(model, strategy)
         # from_pretrained gives a model in evaluation mode, and Lightning leaves the mode as it finds it
         self.net = self.bank.net.to(device).train()
+        self.bank.remember_start()
 
     def fingerprints(self) -> dict[str, str]:
-        """What token losses depend on here: the base, its precision, and the reference adapters."""
+        """What token losses depend on here, beside the adapter: the base and its precision."""
         dtype = str(compute_dtype(self.base, self.device)).removeprefix("torch.")
-        return {
-            "base": self.bank.fingerprint,
-            "precision": f"{self.base.quantization}/{dtype}",
-            **{f"{name} adapter": self.bank.digest(name) for name in REFERENCES},
-        }
+        return {"base": self.bank.fingerprint, "precision": f"{self.base.quantization}/{dtype}"}
+
+    def digest(self, adapter: str) -> str:
+        """Identifies the weights of an adapter."""
+        return self.bank.digest(adapter)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Adapters only: the base is never part of a checkpoint."""
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if "lora_" in name}
+
+    def identity(self) -> dict[str, str]:
+        """What the optimizer steps depend on here, beside the base and the shape of the adapters."""
+        return {
+            "model.normalize": self.normalize,
+            "model.optim": settings_of(self.optim),
+            "model.schedule": settings_of(self.schedule),
+            "model.references": settings_of(self.references),
+            "precision": self.fingerprints()["precision"],
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the adapters' weights belong to."""
+        checkpoint["adapters_of"] = self._adapters_of()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the adapters of another base or of another shape, before they are put anywhere."""
+        check_identity(checkpoint.get("adapters_of", {}), self._adapters_of())
+
+    def _adapters_of(self) -> dict[str, str]:
+        return {
+            "model.base": f"{self.bank.fingerprint} {self.base.quantization}",
+            "model.lora": settings_of(self.lora),
+        }
 
     # --- losses -------------------------------------------------------------------------------------------------
 
@@ -176,9 +210,19 @@ class WeightedLoraModule(LightningModule):
         if which is not None:
             row, position = row[which], position[which]
         if not len(row):
-            return torch.zeros(0, device=self.device)
+            return self._idle(batch["input_ids"])
         hidden = response_hidden(self.bank.model, batch["input_ids"], row, position)
         return token_losses(hidden, batch["input_ids"][row, position], self.head, self.chunk)
+
+    def _idle(self, input_ids: Tensor) -> Tensor:
+        """No losses, with a graph to every weight of the slot, for other ranks wait for this one's gradients."""
+        if is_sharding(self.trainer.strategy):
+            # and for its part in each forward pass
+            if not input_ids.numel():
+                input_ids = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+            at = torch.tensor([0], device=self.device)
+            return response_hidden(self.bank.model, input_ids, at, at + 1).float().sum(1)[:0]
+        return torch.stack([value.float().sum() for _, value in self.bank.parameters(SLOT)])[:0]
 
     @contextmanager
     def using(self, adapter: str) -> Iterator[None]:
@@ -194,8 +238,7 @@ class WeightedLoraModule(LightningModule):
             self._step_started = time.monotonic()
         self._step_tokens += batch["input_ids"].numel()
         if not len(losses):
-            # A loss without a graph would leave other ranks waiting for this one's gradients.
-            return torch.stack([value.sum() for _, value in self.bank.parameters(SLOT)]).sum() * 0.0
+            return losses.sum()
         self._check_finite(losses, batch["row_id"][batch["row"][kept]])
         loss = (weight * losses / self._normalizer(batch, batch["row"][kept], weight)).sum()
         self._step_loss = self._step_loss + loss.detach()
@@ -232,6 +275,7 @@ class WeightedLoraModule(LightningModule):
         loss = self.trainer.strategy.reduce(torch.as_tensor(self._step_loss, device=self.device), reduce_op="sum")
         gradients = [value.grad for _, value in self.bank.parameters(SLOT) if value.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         seconds = time.monotonic() - (self._step_started or time.monotonic())
         self._log(loss=loss, lr=optimizer.param_groups[0]["lr"], grad_norm=norm)
         self._log(tokens_per_second=self._step_tokens * self.trainer.world_size / max(seconds, 1e-9))

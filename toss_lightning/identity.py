@@ -1,0 +1,26 @@
+"""What a run depends on, as text, so that a checkpoint of another run is refused by naming the difference."""
+
+from collections.abc import Mapping
+
+from toss_lightning.errors import StoreError
+
+
+def settings_of(owner: object) -> str:
+    """The settings of an object that a configuration can hold, as text that is the same in every process."""
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    values = {name: value for name, value in vars(owner).items() if isinstance(value, plain)}
+    return ", ".join(f"{name}={values[name]}" for name in sorted(values) if not name.startswith("_"))
+
+
+def check_identity(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    """Compares what a checkpoint depends on with what this run depends on.
+
+    Raises:
+        StoreError: a part differs.
+    """
+    for part, value in ours.items():
+        if theirs.get(part) != value:
+            raise StoreError(
+                f"the checkpoint was made with another {part} ({theirs.get(part)}, now {value}), which gives other"
+                " optimizer steps: resume with the same, or start a new run"
+            )
