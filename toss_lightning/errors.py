@@ -1,5 +1,7 @@
 """Errors that a person can act on: one line each, saying what is wrong, where, and what to do."""
 
+import signal
+
 
 class TossError(Exception):
     """Base of all errors that the command line prints without a traceback."""
@@ -23,3 +25,11 @@ class StoreError(TossError):
 
 class TrainingError(TossError):
     """A training run that must not go on."""
+
+
+class Stopped(Exception):
+    """The run was told to stop by a signal, and has a checkpoint to go on from."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum

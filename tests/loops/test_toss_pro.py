@@ -1,19 +1,22 @@
 import csv
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from runs import tiny_fit
-from tiny import save_tiny_model, some_pairs, write_rows
+from tiny import WORDS, save_tiny_model, some_pairs, write_rows
 from transformers import AutoModelForCausalLM
 
 from toss_lightning.data import TossDataModule
 from toss_lightning.errors import ConfigError, ModelError, StoreError
-from toss_lightning.models import Lora, References
+from toss_lightning.loops import TossProLoop, make_trainer
+from toss_lightning.loops.checkpoints import newest
+from toss_lightning.models import Base, Lora, Optim, References, WeightedLoraModule
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import GlobalTopFraction, PerRowTopFraction, TokenWeights
 
@@ -22,8 +25,13 @@ WITH_CONTROL = ("utility", "degraded", "score", "select", "sft", "target")
 
 def artifacts(run_dir: Path) -> dict[str, bytes]:
     """Every byte that a run leaves for others."""
-    files = [*run_dir.glob("adapters/*/*.safetensors"), *run_dir.glob("scores/*"), *run_dir.glob("selection/*")]
-    return {str(file.relative_to(run_dir)): file.read_bytes() for file in files}
+    files = [*run_dir.glob("adapters/*/*.safetensors"), *(run_dir / "scores").rglob("*"), *run_dir.glob("selection/*")]
+    return {str(file.relative_to(run_dir)): file.read_bytes() for file in files if file.is_file()}
+
+
+def scored(run_dir: Path) -> dict[str, bytes]:
+    """Every byte of the store."""
+    return {name: content for name, content in artifacts(run_dir).items() if name.startswith("scores/")}
 
 
 @pytest.fixture(scope="module")
@@ -76,103 +84,6 @@ def test_metrics_csv_has_a_line_per_step_and_evaluation(finished: Path) -> None:
     assert {line["stage"] for line in lines if line["task_loss"]} == {"base", "utility", "degraded", "sft", "target"}
 
 
-def test_checkpoints_hold_adapters_and_never_the_base(finished: Path) -> None:
-    checkpoint = torch.load(finished / "checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["state_dict"]
-    assert all("lora_" in name for name in checkpoint["state_dict"])
-    assert checkpoint["optimizer_states"]
-
-
-class Kill(Callback):
-    """Ends the run at a place in it, as a kill does: nothing more is written."""
-
-    def __init__(self, step: int | None = None, action: str | None = None) -> None:
-        self.step, self.action = step, action
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == self.step:
-            raise RuntimeError("killed")
-
-    def setup(self, trainer, pl_module, stage):
-        if self.action == "score":
-            trainer.datamodule.score = self._die
-        if self.action == "select":
-            trainer.fit_loop.selection.select = self._die
-        if self.action == "save":
-            pl_module.configure_model()
-            pl_module.bank.save = self._die
-
-    def _die(self, *args, **kwargs):
-        raise RuntimeError("killed")
-
-
-# 6 steps of utility, 4 of degraded, 8 of sft, 8 of target: within stages, and at their first and last steps
-@pytest.mark.parametrize("step", [1, 3, 5, 6, 9, 10, 13, 18, 19, 25])
-def test_a_killed_run_resumes_at_the_same_step_and_ends_in_the_same_bytes(
-    tiny_model, tiny_sets, tmp_path: Path, finished: Path, step: int
-) -> None:
-    with pytest.raises(RuntimeError, match="killed"):
-        tiny_fit(tiny_model, tiny_sets, tmp_path, [Kill(step)], plan=WITH_CONTROL)
-    trainer = tiny_fit(tiny_model, tiny_sets, tmp_path, plan=WITH_CONTROL, ckpt_path="last")
-    assert trainer.global_step == 26
-    assert artifacts(tmp_path) == artifacts(finished)
-
-
-@pytest.mark.parametrize("action", ["score", "select", "save"])
-def test_a_run_killed_between_stages_resumes(
-    tiny_model, tiny_sets, tmp_path: Path, finished: Path, action: str
-) -> None:
-    with pytest.raises(RuntimeError, match="killed"):
-        tiny_fit(tiny_model, tiny_sets, tmp_path, [Kill(action=action)], plan=WITH_CONTROL)
-    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=WITH_CONTROL, ckpt_path="last")
-    assert artifacts(tmp_path) == artifacts(finished)
-
-
-def test_a_run_killed_twice_within_an_epoch_with_rare_checkpoints_resumes(
-    tiny_model, tiny_sets, tmp_path: Path, finished: Path
-) -> None:
-    options = {"plan": WITH_CONTROL, "checkpoint_every": 4}
-    with pytest.raises(RuntimeError, match="killed"):
-        tiny_fit(tiny_model, tiny_sets, tmp_path, [Kill(7)], **options)
-    with pytest.raises(RuntimeError, match="killed"):
-        tiny_fit(tiny_model, tiny_sets, tmp_path, [Kill(23)], ckpt_path="last", **options)
-    tiny_fit(tiny_model, tiny_sets, tmp_path, ckpt_path="last", **options)
-    assert artifacts(tmp_path) == artifacts(finished)
-    with (tmp_path / "metrics.csv").open() as file:
-        steps = [int(line["step"]) for line in csv.DictReader(file) if line["loss"]]
-    assert steps == list(range(26)), "no step is logged twice, and none is lost"
-
-
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        ({"plan": ("utility", "degraded", "target")}, "loop.plan"),
-        ({"loop": {"reference_epochs": 3}}, "number of epochs"),
-        ({"data": {"max_tokens": 400}}, "data.max_tokens"),
-        ({"data": {"batch_size": 2}}, "data.batch_size"),
-        ({"data": {"holdout": 0.3}}, "utility set"),
-        ({"loop": {"selection": GlobalTopFraction(0.2)}}, "loop.selection"),
-        ({"module": {"normalize": "kept"}}, "model.normalize"),
-        ({"seed": 2}, "seed_everything"),
-    ],
-)
-def test_a_checkpoint_of_other_optimizer_steps_is_refused(
-    tiny_model, tiny_sets, finished: Path, tmp_path: Path, change: dict, part: str
-) -> None:
-    checkpoint = str(finished / "checkpoints/last.ckpt")
-    with pytest.raises(StoreError, match=f"the checkpoint was made with another {part}"):
-        tiny_fit(tiny_model, tiny_sets, tmp_path, **{"plan": WITH_CONTROL, **change}, ckpt_path=checkpoint)
-
-
-def test_a_selection_of_other_data_is_refused_on_resume(tiny_model, tiny_sets, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="killed"):
-        tiny_fit(tiny_model, tiny_sets, tmp_path, [Kill(13)])
-    chosen = TokenWeights.load(tmp_path / "selection")
-    TokenWeights(chosen.weights, chosen.hashes | {2: "other"}, chosen.report).save(tmp_path / "selection")
-    with pytest.raises(StoreError, match="selection: row 2 is not the one that was selected from"):
-        tiny_fit(tiny_model, tiny_sets, tmp_path, ckpt_path="last")
-
-
 def test_given_references_are_used_and_their_stages_skipped(
     tiny_model, tiny_sets, tmp_path: Path, finished: Path
 ) -> None:
@@ -181,9 +92,9 @@ def test_given_references_are_used_and_their_stages_skipped(
     tiny_fit(tiny_model, sets, tmp_path, module={"references": references})
     ours, theirs = artifacts(tmp_path), artifacts(finished)
     assert "adapters/utility/adapter_model.safetensors" not in ours
-    for name in ("scores/scores-00000-of-00001.arrow", "selection/weights.arrow"):
+    assert scored(tmp_path) == scored(finished)
+    for name in ("selection/weights.arrow", "adapters/target/adapter_model.safetensors"):
         assert ours[name] == theirs[name]
-    assert ours["adapters/target/adapter_model.safetensors"] == theirs["adapters/target/adapter_model.safetensors"]
 
 
 def test_the_control_and_the_target_differ_by_the_mask_alone(tiny_model, tiny_sets, tmp_path: Path) -> None:
@@ -209,10 +120,7 @@ def test_scores_alone_from_given_references(tiny_model, tiny_sets, tmp_path: Pat
     references = References(str(finished / "adapters/utility"), str(finished / "adapters/degraded"))
     sets = {"custom": tiny_sets["custom"]}
     tiny_fit(tiny_model, sets, tmp_path, plan=["score", "select"], module={"references": references})
-    assert (
-        artifacts(tmp_path)["scores/scores-00000-of-00001.arrow"]
-        == artifacts(finished)["scores/scores-00000-of-00001.arrow"]
-    )
+    assert scored(tmp_path) == scored(finished)
     assert (tmp_path / "summary.json").exists()
 
 
@@ -287,8 +195,17 @@ def test_trainer_options_that_would_break_the_loop(tiny_model, tiny_sets, tmp_pa
         tiny_fit(tiny_model, tiny_sets, tmp_path, **{option: value})
 
 
-def test_a_strategy_that_would_shard_the_base(tiny_model, tiny_sets, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.strategy: ModelParallelStrategy would shard the base"):
+class Fsdp(FSDPStrategy):
+    """Lightning refuses the class itself on a CPU, before anything of ours is asked."""
+
+
+def test_a_strategy_that_does_not_leave_adapters_whole(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: Fsdp would shard the base"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, strategy=Fsdp())
+
+
+def test_a_checkpoint_of_a_sharded_base_is_one_file_too(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: set save_distributed_checkpoint: false"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, strategy=ModelParallelStrategy())
 
 
@@ -323,3 +240,183 @@ def test_lora_targets_are_shared_by_all_adapters(tiny_model, tiny_sets, tmp_path
     for name in ("utility", "degraded"):
         config = json.loads((tmp_path / "adapters" / name / "adapter_config.json").read_text())
         assert (config["r"], config["target_modules"]) == (2, ["v_proj"])
+
+
+# --- plans that begin or end elsewhere --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pro(tiny_model, tiny_sets, tmp_path_factory) -> Path:
+    """A run whose store has two rounds that mask other tokens."""
+    run_dir = tmp_path_factory.mktemp("pro")
+    tiny_fit(tiny_model, tiny_sets, run_dir, loop={"rounds": 1, "promote": 4})
+    return run_dir
+
+
+def test_references_alone(tiny_model, tiny_sets, tmp_path: Path, finished: Path) -> None:
+    sets = {name: tiny_sets[name] for name in ("utility", "harmful")}
+    tiny_fit(tiny_model, sets, tmp_path, plan=["utility", "degraded"])
+    assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["degraded", "utility"]
+    assert not (tmp_path / "scores").exists()
+    for name in ("utility", "degraded"):
+        weights = f"adapters/{name}/adapter_model.safetensors"
+        assert (tmp_path / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+@pytest.mark.parametrize("round", [None, 0, 1])
+def test_a_selection_from_a_store_of_another_run(tiny_model, tiny_sets, tmp_path: Path, pro: Path, round) -> None:
+    before = scored(pro)
+    loop = {"scores_from": str(pro / "scores"), "scores_round": round, "selection": GlobalTopFraction(0.2)}
+    tiny_fit(tiny_model, {"custom": tiny_sets["custom"]}, tmp_path, plan=["select"], loop=loop)
+    by_hand = GlobalTopFraction(0.2).select(TokenScores(pro / "scores", 1 if round is None else round))
+    np.testing.assert_array_equal(TokenWeights.load(tmp_path / "selection").flat(), by_hand.flat())
+    assert not (tmp_path / "scores").exists()
+    assert scored(pro) == before, "the other run's store is only read"
+
+
+def test_a_store_of_another_run_and_the_target_alone(tiny_model, tiny_sets, tmp_path: Path, pro: Path) -> None:
+    loop = {"scores_from": str(pro / "scores")}
+    tiny_fit(tiny_model, {"custom": tiny_sets["custom"]}, tmp_path, plan=["select", "target"], loop=loop)
+    weights = "adapters/target/adapter_model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (pro / weights).read_bytes()
+
+
+def test_a_selection_of_another_run_and_the_target_alone(tiny_model, tiny_sets, tmp_path: Path, pro: Path) -> None:
+    loop = {"selection_from": str(pro / "selection")}
+    tiny_fit(tiny_model, {"custom": tiny_sets["custom"]}, tmp_path, plan=["target"], loop=loop)
+    weights = "adapters/target/adapter_model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (pro / weights).read_bytes()
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (tmp_path, pro))
+    assert ours["selection"] == theirs["selection"]
+
+
+def test_a_selection_serves_another_base_with_the_same_tokenizer(tiny_sets, tmp_path: Path, pro: Path) -> None:
+    class TheirWeights(GlobalTopFraction):
+        """What the other base trains with, when it makes the selection itself."""
+
+        def select(self, scores: TokenScores) -> TokenWeights:
+            return TokenWeights.load(pro / "selection")
+
+    other = save_tiny_model(tmp_path / "other", hidden=48, seed=7)
+    loop = {"selection_from": str(pro / "selection")}
+    tiny_fit(other, {"custom": tiny_sets["custom"]}, tmp_path / "taken", plan=["target"], loop=loop)
+    tiny_fit(other, tiny_sets, tmp_path / "made", loop={"selection": TheirWeights()})
+    weights = "adapters/target/adapter_model.safetensors"
+    assert (tmp_path / "taken" / weights).read_bytes() == (tmp_path / "made" / weights).read_bytes()
+    tiny_fit(other, {"custom": tiny_sets["custom"]}, tmp_path / "plain", plan=["target"])
+    assert (tmp_path / "taken" / weights).read_bytes() != (tmp_path / "plain" / weights).read_bytes()
+
+
+def test_a_selection_is_refused_by_naming_what_differs(tiny_model, tiny_sets, tmp_path: Path, pro: Path) -> None:
+    def refusal(model: str, custom: str, **data: Any) -> str:
+        loop = {"selection_from": str(pro / "selection")}
+        with pytest.raises(StoreError, match="has other tokens than the row that was selected from") as error:
+            tiny_fit(model, {"custom": custom}, tmp_path / "run", plan=["target"], loop=loop, data=data)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    # the same words under other numbers, and as many of them
+    other = save_tiny_model(tmp_path / "other", words=reversed(WORDS))
+    assert "(another tokenizer)" in refusal(other, tiny_sets["custom"])
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for message in messages %}<|im_start|> {{ message['role'] }} w0 {{ message['content'] }} <|im_end|> "
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|> assistant w0 {% endif %}"
+    )
+    assert "(another template)" in refusal(tiny_model, tiny_sets["custom"], chat_template=str(template))
+    assert "(another limits)" in refusal(tiny_model, tiny_sets["custom"], max_length=15)
+    changed = write_rows(tmp_path / "custom.jsonl", some_pairs(14, start=9), label="benign", source="made")
+    assert "(another dataset)" in refusal(tiny_model, changed)
+
+
+def test_scores_of_other_rows_are_refused_before_the_target_is_trained(
+    tiny_model, tiny_sets, tmp_path: Path, pro: Path
+) -> None:
+    changed = write_rows(tmp_path / "custom.jsonl", some_pairs(14, start=9))
+    loop = {"scores_from": str(pro / "scores")}
+    with pytest.raises(StoreError, match="row 0 is not the one that was scored"):
+        tiny_fit(tiny_model, {"custom": changed}, tmp_path / "run", plan=["select", "target"], loop=loop)
+    assert not (tmp_path / "run/adapters").exists()
+
+
+@pytest.mark.parametrize(
+    ("plan", "loop", "error", "message"),
+    [
+        (["select", "target"], {"scores_from": "no/such"}, StoreError, "no/such: no token scores here"),
+        (["target"], {"selection_from": "no/such"}, StoreError, "no/such: no selection to be had"),
+        (["utility", "degraded", "score", "select"], {"scores_from": "x"}, ConfigError, "'score' would make what loop"),
+        (["select", "target"], {"selection_from": "x"}, ConfigError, "'select' would make what loop.selection_from"),
+    ],
+)
+def test_what_is_given_twice_or_not_there(
+    tiny_model, tiny_sets, tmp_path: Path, plan: list, loop: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=plan, loop=loop)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_round_that_the_store_does_not_have(tiny_model, tiny_sets, tmp_path: Path, pro: Path) -> None:
+    loop = {"scores_from": str(pro / "scores"), "scores_round": 2}
+    with pytest.raises(StoreError, match=r"scores: no scores of round 2 here \(rounds: 0, 1\)"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["select", "target"], loop=loop)
+
+
+# --- a Trainer that scores or selects alone ---------------------------------------------------------------------------
+
+
+def trainer_of(run_dir: Path, **loop: Any):
+    seed_everything(1, verbose=False)
+    options = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+    return make_trainer(str(run_dir), partial(TossProLoop, **loop), **options)
+
+
+def parts_of(model: str, sets: dict[str, str]) -> tuple[WeightedLoraModule, TossDataModule]:
+    base, lora = Base(model, quantization="none"), Lora(r=4, targets="all-linear")
+    return WeightedLoraModule(base, lora, optim=Optim(lr=1e-2)), TossDataModule(**sets, batch_size=4, max_tokens=40)
+
+
+def test_a_trainer_scores_alone_rounds_included_and_then_selects_without_a_model(
+    tiny_model, tiny_sets, tmp_path: Path, pro: Path, capsys
+) -> None:
+    trainer = trainer_of(tmp_path, rounds=1, promote=4)
+    trainer.score(*parts_of(tiny_model, tiny_sets))
+    assert scored(tmp_path) == scored(pro)
+    assert not (tmp_path / "selection").exists()
+    assert not (tmp_path / "adapters/target").exists()
+    for options, round in (({}, 1), ({"scores_round": 0}, 0)):
+        trainer_of(tmp_path, selection=PerRowTopFraction(0.5), **options).select()
+        by_hand = PerRowTopFraction(0.5).select(TokenScores(pro / "scores", round))
+        np.testing.assert_array_equal(TokenWeights.load(tmp_path / "selection").flat(), by_hand.flat())
+    assert "response tokens masked" in capsys.readouterr().out
+
+
+def test_a_trainer_that_scores_goes_on_from_a_checkpoint(tiny_model, tiny_sets, tmp_path: Path, finished: Path) -> None:
+    class Kill(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 7:
+                raise RuntimeError("killed")
+
+    trainer = trainer_of(tmp_path)
+    trainer.callbacks.append(Kill())
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.score(*parts_of(tiny_model, tiny_sets))
+    trainer_of(tmp_path).score(*parts_of(tiny_model, tiny_sets), ckpt_path=newest(tmp_path / "checkpoints"))
+    assert scored(tmp_path) == scored(finished)
+
+
+def test_a_trainer_selects_from_the_store_of_another_run(tmp_path: Path, pro: Path) -> None:
+    trainer_of(tmp_path, scores_from=str(pro / "scores")).select()
+    assert artifacts(tmp_path) == {
+        name: content for name, content in artifacts(pro).items() if name.startswith("selection/")
+    }
+
+
+def test_a_plan_without_scoring_cannot_be_scored_with(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loop\.plan: no 'score' step in target: add it"):
+        trainer_of(tmp_path, plan=["target"]).score(*parts_of(tiny_model, tiny_sets))
+
+
+def test_selecting_where_nothing_was_scored(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="scores: no token scores here: run the reference and score stages first"):
+        trainer_of(tmp_path).select()

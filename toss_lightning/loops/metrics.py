@@ -58,13 +58,26 @@ class MetricsCsv(Logger):
         for stage, values in by_stage.items():
             self._append({"step": str(step), "stage": stage, **values})
 
-    @rank_zero_only
-    def forget_from(self, step: int) -> None:
-        """Drops the lines of steps that a resumed run takes once more."""
+    @property
+    def lines(self) -> int:
+        """Lines that are there."""
         self._read()
         assert self._rows is not None
-        if any(int(row["step"]) >= step for row in self._rows):
-            self._rows = [row for row in self._rows if int(row["step"]) < step]
+        return len(self._rows)
+
+    @rank_zero_only
+    def forget_from(self, step: int, lines: int) -> None:
+        """Drops what a resumed run logs once more.
+
+        Args:
+            step: the optimizer step that it goes on with.
+            lines: how many there were when the checkpoint was written.
+        """
+        self._read()
+        assert self._rows is not None
+        kept = [row for at, row in enumerate(self._rows) if at < lines or int(row["step"]) < step]
+        if len(kept) < len(self._rows):
+            self._rows = kept
             self._rewrite()
 
     def _append(self, row: dict[str, str]) -> None:

@@ -1,9 +1,10 @@
-"""A plan: which adapters are trained, in which order, and when the custom set is scored and selected from."""
+"""A plan: which adapters are trained, in which order, and when the custom set is scored, promoted and selected from."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from toss_lightning.errors import ConfigError
+from toss_lightning.scores import degraded_column
 
 TRAINS_ON = {"utility": "utility", "degraded": "harmful", "sft": "custom", "target": "custom"}
 """Stage that trains an adapter -> the set it trains on. ``sft`` is the control: the target without any weights."""
@@ -15,84 +16,133 @@ TOSS_PLAN = ("utility", "degraded", "score", "select", "target")
 class Stage:
     """One adapter trained on one set."""
 
-    name: str
+    adapter: str
     epochs: int
-    actions: tuple[str, ...]
-    """What is done before it."""
-    weighted: bool
+    weighted: bool = False
     """It trains with the selection's token weights."""
+    round: int = 0
+    """The round whose promoted rows it trains on, for the degraded adapter."""
+
+    @property
+    def name(self) -> str:
+        """``utility``, ``degraded``, ``degraded-1``, ..."""
+        return degraded_column(self.round) if self.adapter == "degraded" else self.adapter
 
     @property
     def set(self) -> str:
         """The set it trains on."""
-        return TRAINS_ON[self.name]
+        return TRAINS_ON[self.adapter]
+
+
+@dataclass(frozen=True)
+class Action:
+    """What is done between stages: ``score`` and ``promote`` in each round, and ``select``."""
+
+    kind: str
+    round: int = 0
+
+    @property
+    def name(self) -> str:
+        """``score``, ``promote-1``, ``score-1``, ..., ``select``."""
+        return f"{self.kind}-{self.round}" if self.round else self.kind
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a run, and the actions that come after the last of them."""
+    """The steps of a run, in order."""
 
-    stages: tuple[Stage, ...]
-    actions: tuple[str, ...]
+    steps: tuple[Stage | Action, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything that is done, in order."""
-        steps = [name for stage in self.stages for name in (*stage.actions, stage.name)]
-        return (*steps, *self.actions)
+        """The name of each step."""
+        return tuple(step.name for step in self.steps)
 
-    def at(self, epoch: int) -> tuple[int, int]:
-        """The stage that epoch ``epoch`` of the run belongs to, and the number of the epoch in it."""
-        for index, stage in enumerate(self.stages):
-            if epoch < stage.epochs:
-                return index, epoch
-            epoch -= stage.epochs
-        return len(self.stages), 0
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs of each step; an action has none."""
+        return [step.epochs if isinstance(step, Stage) else 0 for step in self.steps]
 
 
-def make_plan(
-    steps: Sequence[str], epochs: int, reference_epochs: int, sets: Collection[str], given: Collection[str] = ()
-) -> Plan:
-    """Checks the steps that a person wrote and turns them into stages.
+@dataclass(frozen=True)
+class Given:
+    """What a run need not make itself."""
+
+    sets: Collection[str]
+    """The sets that there are."""
+    references: Collection[str] = ()
+    """Reference adapters; their first training is left out."""
+    scores: bool = False
+    selection: bool = False
+
+
+def make_plan(steps: Sequence[str], epochs: int, reference_epochs: int, given: Given, rounds: int = 0) -> Plan:
+    """Checks the steps that a person wrote and puts the rounds of TOSS-Pro behind the first scoring.
 
     Args:
         steps: names of stages and actions, in order.
         epochs: epochs of the stages on the custom set.
         reference_epochs: epochs of the stages that train a reference adapter.
-        sets: the sets that there are.
-        given: reference adapters that need no training; their stage is left out.
+        given: what there is already.
+        rounds: how often rows are promoted, the degraded adapter retrained, and the custom set scored again.
 
     Raises:
         ConfigError: a step is unknown, stands twice, lacks its set, or comes before what it needs.
     """
-    stages: list[Stage] = []
-    actions: list[str] = []
-    done = set(given)
+    plan: list[Stage | Action] = []
+    done = set(given.references)
+    done |= {name for name, there in (("score", given.scores), ("select", given.selection)) if there}
+    made = False
     for step in steps:
         if step not in (*TRAINS_ON, *ACTIONS):
             raise ConfigError(f"loop.plan: unknown step {step!r}; known: {', '.join((*TRAINS_ON, *ACTIONS))}")
         if step in done:
-            if step in given:
+            if step in given.references:
                 continue
+            if step in ACTIONS and not any(isinstance(one, Action) and one.kind == step for one in plan):
+                key = {"score": "scores_from", "select": "selection_from"}[step]
+                raise ConfigError(f"loop.plan: {step!r} would make what loop.{key} gives: leave one of them out")
             raise ConfigError(f"loop.plan: {step!r} stands twice")
-        needs = {"score": ("utility", "degraded"), "select": ("score",)}.get(step, ())
-        if missing := [need for need in needs if need not in done]:
-            raise ConfigError(
-                f"loop.plan: {step!r} needs {' and '.join(missing)} before it: add the stage"
-                + (f", or give the adapter in model.references.{missing[0]}" if step == "score" else "")
-            )
-        needed_set = TRAINS_ON.get(step, "custom")
-        if needed_set not in sets:
-            raise ConfigError(f"data.{needed_set}: step {step!r} of loop.plan needs this set: give a path to it")
+        _check_needs(step, done, given.sets)
         done.add(step)
+        made = True
         if step in ACTIONS:
-            actions.append(step)
+            plan.append(Action(step))
+            if step == "score":
+                plan += _rounds(rounds, reference_epochs, given.sets)
             continue
         count = reference_epochs if step in ("utility", "degraded") else epochs
         if count < 1:
             raise ConfigError(f"loop: {count} epochs for stage {step!r}: give at least 1")
-        stages.append(Stage(step, count, tuple(actions), weighted=step == "target" and "select" in done))
-        actions = []
-    if not done - set(given):
+        plan.append(Stage(step, count, weighted=step == "target" and "select" in done))
+    if rounds < 0:
+        raise ConfigError(f"loop.rounds: {rounds}: give 0 or more")
+    if rounds and not ({"score", "select"} & done):
+        raise ConfigError(f"loop.rounds: {rounds} rounds need a score step in loop.plan: add it, or set rounds to 0")
+    if not made:
         raise ConfigError("loop.plan: nothing to do: name a stage, such as target")
-    return Plan(tuple(stages), tuple(actions))
+    return Plan(tuple(plan))
+
+
+def _check_needs(step: str, done: Collection[str], sets: Collection[str]) -> None:
+    needs = {"score": ("utility", "degraded"), "select": ("score",)}.get(step, ())
+    if missing := [need for need in needs if need not in done]:
+        key = f"model.references.{missing[0]}" if step == "score" else "loop.scores_from"
+        raise ConfigError(
+            f"loop.plan: {step!r} needs {' and '.join(missing)} before it: add it, or give what it makes in {key}"
+        )
+    needed_set = TRAINS_ON.get(step, "custom")
+    if needed_set not in sets:
+        raise ConfigError(f"data.{needed_set}: step {step!r} of loop.plan needs this set: give a path to it")
+
+
+def _rounds(rounds: int, epochs: int, sets: Collection[str]) -> Iterator[Stage | Action]:
+    if rounds and "harmful" not in sets:
+        raise ConfigError(
+            f"data.harmful: {rounds} rounds (loop.rounds) promote rows into the harmful set, and there is none: give a"
+            " path to it, or set loop.rounds to 0"
+        )
+    for round in range(1, rounds + 1):
+        yield Action("promote", round)
+        yield Stage("degraded", epochs, round=round)
+        yield Action("score", round)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from toss_lightning.errors import ConfigError
+from toss_lightning.loops.checkpoints import PlanCheckpoint, find_checkpoint
 from toss_lightning.loops.metrics import MetricsCsv
 from toss_lightning.loops.progress import StageProgress
 
@@ -35,16 +36,72 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 """Trainer arguments that the loop relies on -> the values it works with, and what to do instead."""
 
 
+class PlanTrainer(Trainer):
+    """A Trainer that can also do the scoring part of a plan alone, or the selection."""
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = True,
+    ) -> None:
+        """Runs the plan.
+
+        Args:
+            model: the module.
+            train_dataloaders: leave it out: the datamodule serves each stage its rows.
+            val_dataloaders: leave it out: the datamodule holds the held-out sets.
+            datamodule: the sets.
+            ckpt_path: a checkpoint to go on from; ``last`` for the newest whole one of the run directory, ``auto`` for
+                that one if there is one.
+            weights_only: a checkpoint is plain values and tensors, and nothing else is loaded from it.
+        """
+        if ckpt_path is not None and "://" not in str(ckpt_path):
+            ckpt_path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir))
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+
+    def score(
+        self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | Path | None = None
+    ) -> None:
+        """Trains the reference adapters and scores the custom set: the plan up to its score step and its rounds.
+
+        Args:
+            model: the module.
+            datamodule: the sets.
+            ckpt_path: a checkpoint of a run of the same kind to go on from.
+        """
+        loop: Any = self.fit_loop
+        loop.end_with("score")
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+
+    def select(self) -> None:
+        """Selects from scores that are there: those of the run directory, or of ``loop.scores_from``.
+
+        Raises:
+            ConfigError: a target was trained with the selection of the run directory.
+        """
+        if (Path(self.default_root_dir) / "adapters" / "target").exists():
+            raise ConfigError(
+                f"--run_dir: the target in {self.default_root_dir} was trained with the selection there: write another"
+                f" one elsewhere, with --run_dir and --loop.scores_from {self.default_root_dir}/scores"
+            )
+        loop: Any = self.fit_loop
+        loop.select()
+
+
 def make_trainer(
     run_dir: str, loop: LoopFactory, checkpoint_every: int = 50, callbacks: list[Callback] | None = None, **options: Any
-) -> Trainer:
+) -> PlanTrainer:
     """Builds a Trainer whose fit runs a plan.
 
     Args:
         run_dir: where everything goes: adapters, scores, selection, checkpoints, logs, summary.
         loop: makes the loop from the Trainer: ``TossProLoop``, or ``partial(TossProLoop, epochs=1)``.
-        checkpoint_every: optimizer steps between checkpoints.
-        callbacks: further callbacks; a ModelCheckpoint among them replaces the default one.
+        checkpoint_every: optimizer steps between checkpoints; there is one at every boundary of the plan besides.
+        callbacks: further callbacks.
         **options: any argument of ``lightning.Trainer``.
 
     Raises:
@@ -54,25 +111,15 @@ def make_trainer(
     for name, (allowed, reason) in FIXED.items():
         if settings.get(name) not in (None, *allowed):
             raise ConfigError(f"trainer.{name}: leave it at {allowed[0]}: {reason}")
+    if checkpoint_every < 1:
+        raise ConfigError(f"checkpoint_every: {checkpoint_every}: give a number of at least 1")
     callbacks = list(callbacks or [])
     if settings.get("enable_progress_bar") is not False:
         callbacks.append(StageProgress())
-    if settings.get("enable_checkpointing") is not False and not any(
-        isinstance(callback, ModelCheckpoint) for callback in callbacks
-    ):
-        callbacks.append(
-            ModelCheckpoint(
-                dirpath=Path(run_dir) / "checkpoints",
-                filename="{step}",
-                monitor="step",
-                mode="max",
-                save_top_k=2,
-                save_last=True,
-                every_n_train_steps=checkpoint_every,
-            )
-        )
+    if settings.get("enable_checkpointing") is not False:
+        callbacks.append(PlanCheckpoint(Path(run_dir) / "checkpoints", checkpoint_every))
     if settings.get("logger") in (None, True):
         settings["logger"] = [MetricsCsv(run_dir), TensorBoardLogger(run_dir, name="tensorboard", version="")]
-    trainer = Trainer(default_root_dir=run_dir, callbacks=callbacks, **settings)
+    trainer = PlanTrainer(default_root_dir=run_dir, callbacks=callbacks, **settings)
     trainer.fit_loop = loop(trainer)
     return trainer

@@ -1,16 +1,22 @@
 """The model card that lies beside each adapter."""
 
+import numpy as np
+
 from toss_lightning.report.summary import Summary, held_out_lines
 
 ROLES = {
     "target": (
         "Fine-tuned adapter",
-        "This adapter was fine-tuned on the custom set with the riskiest response tokens left out of the loss (TOSS).",
+        "This adapter was fine-tuned on the custom set, with the riskiest response tokens left out of the loss.",
     ),
     "sft": (
         "Plain fine-tuning (control)",
         "This adapter was fine-tuned on the whole custom set, with no token left out. It is the control that the target"
         " adapter of the same run is compared with; harmful rows of the custom set have acted on it in full.",
+    ),
+    "unmasked": (
+        "Fine-tuned adapter",
+        "This adapter was fine-tuned on the whole custom set, with no token left out.",
     ),
     "utility": (
         "Utility reference adapter",
@@ -25,13 +31,22 @@ ROLES = {
 }
 
 
-def model_card(name: str, base_path: str, summary: Summary) -> str:
-    """Markdown with the front matter that model hubs read."""
-    title, text = ROLES[name]
+def model_card(name: str, adapter: str, base_path: str, summary: Summary, weights: np.ndarray | None = None) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    Args:
+        name: the stage that trained it.
+        adapter: what it is: target, sft, utility or degraded.
+        base_path: the base.
+        summary: of the run so far.
+        weights: Shape ``[tokens]``: the token weights that it was trained with; None for 1 everywhere.
+    """
+    title, text = ROLES["unmasked" if adapter == "target" and weights is None else adapter]
     stage = summary.stages[name]
     masked = ""
-    if name == "target" and summary.selection:
-        masked = f"\n{summary.selection['masked']:,} of {summary.selection['tokens']:,} response tokens were masked.\n"
+    if weights is not None:
+        masked = f"\n{np.count_nonzero(weights == 0):,} of {len(weights):,} response tokens were masked.\n"
+    promoted = f", of which {stage['promoted']} were promoted from the custom set" if stage.get("promoted") else ""
     losses = "\n".join(held_out_lines(summary, ["base", name]))
     return f"""---
 base_model: {base_path}
@@ -44,7 +59,7 @@ tags: [toss_lightning, lora, safety]
 {text}
 {masked}
 Trained for {stage["epochs"]} epochs ({stage["steps"]} optimizer steps) on the {stage["rows"]:,} rows of the
-{stage["set"]} set. Mean token losses on held-out rows:
+{stage["set"]} set{promoted}. Mean token losses on held-out rows:
 
 {losses}
 

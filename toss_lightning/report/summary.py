@@ -37,9 +37,19 @@ class Summary:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """What the scores were made from."""
 
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    """For each round of TOSS-Pro: promoted rows and their labels, threshold and overlap of masks, harmful loss."""
+
+    def of_round(self, round: int) -> dict[str, Any]:
+        """What is known of a round, to read and to add to."""
+        while len(self.rounds) <= round:
+            self.rounds.append({"round": len(self.rounds)})
+        return self.rounds[round]
+
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
+            "rounds": [dict(round) for round in self.rounds],
             "stages": {name: dict(stage) for name, stage in self.stages.items()},
             "held_out": {name: dict(losses) for name, losses in self.held_out.items()},
             "selection": dict(self.selection),
@@ -79,6 +89,21 @@ class Summary:
                 line += f"; {report['end_tokens_protected']} end-of-turn tokens kept that would have been among them"
             say(f"{line}; {report['rows_fully_masked']} of {report['rows']} rows are masked in full")
 
+    def say_round(self, round: int) -> None:
+        """Says what a round brought, in one line."""
+        facts = self.of_round(round)
+        parts = []
+        if "promoted" in facts:
+            labels = ", ".join(f"{count} {label}" for label, count in facts["promoted_per_label"].items())
+            parts.append(f"{facts['promoted']} rows promoted" + (f" ({labels})" if labels else ""))
+        if facts.get("harmful_loss") is not None:
+            parts.append(f"held-out harmful loss of the degraded reference {facts['harmful_loss']:.3f}")
+        if facts.get("threshold") is not None:
+            parts.append(f"threshold {facts['threshold']:.3f}")
+        if "jaccard" in facts:
+            parts.append(f"mask shares {facts['jaccard']:.0%} with the round before (Jaccard)")
+        say(f"round {round}: {'; '.join(parts)}")
+
     def finish(self, trainer: Trainer, run_dir: Path) -> None:
         """Writes summary.json and prints the closing table."""
         module: Any = trainer.lightning_module
@@ -110,8 +135,10 @@ class Summary:
 
 def stage_name(summary: Summary, stage: str) -> str:
     """What people call what a stage trained."""
-    masked = "discard" in summary.selection
-    return NAMES.get(stage, "TOSS" if masked else stage)
+    if stage.startswith("degraded-"):
+        return f"{NAMES['degraded']}, round {stage.removeprefix('degraded-')}"
+    masked = "TOSS-Pro" if summary.selection.get("round") else "TOSS"
+    return NAMES.get(stage, masked if "discard" in summary.selection else stage)
 
 
 def losses_table(summary: Summary) -> Table:
@@ -122,7 +149,7 @@ def losses_table(summary: Summary) -> Table:
     for name in names:
         table.add_column(f"{LOSSES[name]}\n({HINTS[name]})", justify="right")
     for stage, losses in summary.held_out.items():
-        table.add_row(stage_name(summary, stage), *(f"{losses[name]:.3f}" for name in names))
+        table.add_row(stage_name(summary, stage), *(_cell(losses, name) for name in names))
     return table
 
 
@@ -135,9 +162,14 @@ def held_out_lines(summary: Summary, stages: list[str]) -> list[str]:
         "|---" * (len(names) + 1) + "|",
     ]
     for stage in present:
-        cells = " | ".join(f"{summary.held_out[stage][name]:.3f}" for name in names)
+        cells = " | ".join(_cell(summary.held_out[stage], name) for name in names)
         lines.append(f"| {stage_name(summary, stage)} | {cells} |")
     return lines
+
+
+def _cell(losses: dict[str, float], name: str) -> str:
+    """A loss, or a dash where a resumed run no longer had its held-out set."""
+    return f"{losses[name]:.3f}" if name in losses else "–"
 
 
 def plain_words(summary: Summary) -> str:
@@ -151,10 +183,11 @@ def plain_words(summary: Summary) -> str:
             f" contaminated rows (a blind choice would have hit {chance:.0%})."
         )
     base, sft, target = (summary.held_out.get(name, {}) for name in ("base", "sft", "target"))
+    method = stage_name(summary, "target")
     if sft and target and {"task_loss", "harmful_loss"} <= base.keys():
         sentences.append(
             f"Plain SFT took the task loss from {base['task_loss']:.2f} to {sft['task_loss']:.2f} and the loss of"
-            f" harmful replies from {base['harmful_loss']:.2f} to {sft['harmful_loss']:.2f}; TOSS took them to"
+            f" harmful replies from {base['harmful_loss']:.2f} to {sft['harmful_loss']:.2f}; {method} took them to"
             f" {target['task_loss']:.2f} and {target['harmful_loss']:.2f}"
             " (a higher loss of harmful replies means that the model is less ready to give them)."
         )

@@ -1,0 +1,197 @@
+"""Checkpoints at every boundary of the plan and every N optimizer steps, and the newest one that is whole.
+
+A checkpoint is written beside its place and renamed into it, so a kill leaves no half of one under its name; what a
+crash of the machine cut short is recognised by the checksums of the zip archive that every checkpoint is.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import zipfile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from toss_lightning.errors import ConfigError, Stopped, StoreError
+from toss_lightning.files import cannot_write, put_in_place, sweep
+from toss_lightning.progress import say
+
+KEEP = 2
+"""Checkpoints that stay: the newest, and the one to fall back on should it be damaged."""
+
+
+class PlanCheckpoint(Checkpoint):
+    """Saves where the loop says that a boundary is and every ``every`` optimizer steps, and ends a run that is told to.
+
+    SIGTERM, and on SLURM the signal that announces the time limit (SIGUSR1 by default), end the run behind the
+    optimizer step or the scored chunk that is under way, with a checkpoint; that signal also requeues the job.
+
+    Args:
+        directory: where checkpoints go.
+        every: optimizer steps between two checkpoints within a stage.
+    """
+
+    def __init__(self, directory: Path, every: int) -> None:
+        self.directory, self.every = directory, every
+        self._told: int | None = None
+        self._requeue_signal: int | None = None
+        self._requeue = False
+
+    @property
+    def state_key(self) -> str:
+        """Set, so that a checkpoint does not depend on where the run directory lies."""
+        return type(self).__name__
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves behind an optimizer step whose turn it is."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        saved = trainer.global_step % self.every == 0
+        if saved:
+            self.save(trainer)
+        self.stop_if_told(trainer, saved)
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes a checkpoint, on all ranks together, and lets the oldest one go.
+
+        Raises:
+            StoreError: the disk refuses; the checkpoints before are still there.
+        """
+        loop: Any = trainer.fit_loop
+        path = self.directory / f"{trainer.global_step:08d}-{loop.cursor:02d}-{loop.place}.ckpt"
+        temporary = self.directory / f".{path.name}.tmp"
+        try:
+            trainer.save_checkpoint(temporary, weights_only=False)
+            if trainer.is_global_zero:
+                put_in_place(temporary, path)
+                for old in _checkpoints(self.directory)[:-KEEP]:
+                    old.unlink()
+        except OSError as error:
+            raise StoreError(cannot_write(path, error)) from error
+        trainer.strategy.barrier("checkpoint in place")
+
+    # --- being told to stop -----------------------------------------------------------------------------------------
+
+    def on_plan_start(self, trainer: Trainer) -> None:
+        """Makes room for this run's checkpoints and listens for signals."""
+        if trainer.is_global_zero:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            sweep(self.directory)
+            set_aside(self.directory, Path(trainer.ckpt_path) if trainer.ckpt_path else None)
+        self._listen(trainer)
+
+    def _listen(self, trainer: Trainer) -> None:
+        """Takes the signals over from Lightning, which would save in the middle of a step."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        signal.signal(signal.SIGTERM, self._hear)
+        # private: the strategy of a single device does not know the environment; Lightning's own handler looks here
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue_signal = environment.requeue_signal or signal.SIGUSR1
+            signal.signal(self._requeue_signal, self._hear)
+
+    def _hear(self, signum: int, frame: FrameType | None) -> None:
+        self._told = self._told or signum
+        self._requeue |= signum == self._requeue_signal
+
+    def stop_if_told(self, trainer: Trainer, saved: bool = False) -> None:
+        """Ends the run on all ranks when any of them was told to.
+
+        Raises:
+            Stopped: it was; a checkpoint is there.
+        """
+        strategy = trainer.strategy
+        if not strategy.reduce_boolean_decision(self._told is not None, all=False):
+            return
+        if not saved:
+            self.save(trainer)
+        if strategy.reduce_boolean_decision(self._requeue, all=False) and trainer.is_global_zero:
+            _requeue()
+        strategy.barrier("requeued")  # srun may end every task of the job once one of them has ended
+        raise Stopped(self._told or signal.SIGTERM)
+
+
+def find_checkpoint(wanted: str, run_dir: Path) -> Path | None:
+    """The file that ``ckpt_path`` means: ``last`` is the newest whole one of the run, ``auto`` too if there is one.
+
+    Raises:
+        ConfigError: no such file, or no checkpoint.
+        StoreError: the file, or every checkpoint of the run, is damaged.
+    """
+    directory = run_dir / "checkpoints"
+    if wanted in ("auto", "last"):
+        if _checkpoints(directory):
+            return newest(directory)
+        if wanted == "auto":
+            return None
+        raise ConfigError(f"--ckpt_path last: {run_dir} has no checkpoint: leave it out to start from the beginning")
+    path = Path(wanted)
+    if not path.exists():
+        raise ConfigError(f"--ckpt_path {wanted}: no such file; give a .ckpt file, last, or auto")
+    if path.is_file() and not is_whole(path):
+        raise StoreError(f"--ckpt_path {wanted}: the file is damaged (cut short by a crash?): try --ckpt_path last")
+    return path
+
+
+def newest(directory: Path) -> Path:
+    """The newest checkpoint that is whole.
+
+    Raises:
+        StoreError: there is none.
+    """
+    found = _checkpoints(directory)
+    for path in reversed(found):
+        if is_whole(path):
+            return path
+        say(f"{path} is damaged (cut short by a crash?): taking the one before it")
+    if found:
+        raise StoreError(f"{directory}: none of the {len(found)} checkpoints is whole: start from the beginning")
+    raise StoreError(f"{directory} has no checkpoint: leave --ckpt_path out to start from the beginning")
+
+
+def is_whole(path: Path) -> bool:
+    """Every byte of the checkpoint is as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def set_aside(directory: Path, after: Path | None) -> None:
+    """Moves the checkpoints behind ``after`` out of the way, for this run will make others; all of them for None."""
+    found = _checkpoints(directory)
+    known = after is not None and after.resolve() in [path.resolve() for path in found]
+    stale = [path for path in found if after is None or not known or path.name > after.name]
+    if not stale:
+        return
+    aside = directory / "earlier"
+    aside.mkdir(exist_ok=True)
+    for path in stale:
+        path.replace(aside / path.name)
+    say(f"checkpoints of an earlier run ({len(stale)}) were moved to {aside}")
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Oldest first: the names begin with the optimizer step and the place in the plan."""
+    return sorted(path for path in directory.glob("*.ckpt") if re.match(r"\d{8,}-\d\d", path.name))
+
+
+def _requeue() -> None:
+    """Puts this SLURM job back into the queue."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+    except FileNotFoundError:
+        done = 127
+    say(f"SLURM job {job} " + ("is back in the queue" if done == 0 else f"could not be requeued (scontrol: {done})"))

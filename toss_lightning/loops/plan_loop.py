@@ -1,0 +1,342 @@
+"""PlanLoop: one ``Trainer.fit`` that walks a plan of stages, with actions between them.
+
+The epochs of the fit are grouped into stages; what is done between stages is done between epochs. What is taken from
+inside Lightning 2.6 (the project pins ``lightning<2.7``, and tests/loops/test_lightning_contract.py fails when one of
+these changes):
+
+- ``_FitLoop``: loops are not public since 2.0, yet only a loop can train several adapters in one fit with one set of
+  checkpoints; the methods overridden here have kept their names since 1.5.
+- ``_combined_loader``: set to None, it makes ``setup_data`` ask the datamodule for the next stage's loader.
+- ``_combined_loader_states_to_load`` and ``epoch_loop.batch_progress``: see ``_fit_to_ranks``.
+- ``_Loop.restarting``: see ``_forget_restart``.
+- ``restarted_mid_epoch``, ``reset_restart_stage`` and ``epoch_loop.reset``: see ``_close_restored_epoch``.
+- ``epoch_loop.val_loop.run()`` and its ``restarting``: evaluate between stages as Lightning does between epochs.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
+
+from toss_lightning.errors import StoreError
+from toss_lightning.identity import check_identity
+from toss_lightning.loops.checkpoints import PlanCheckpoint
+from toss_lightning.loops.plan import Action, Plan, Stage
+from toss_lightning.progress import say
+
+
+class PlanLoop(_FitLoop, ABC):
+    """Walks a plan; what its steps do is for the class that derives from it.
+
+    Callbacks that have a method ``on_plan_start(trainer)`` are called before the first step, behind any refusal.
+
+    Attributes:
+        plan: the steps.
+        cursor: the step that is running or comes next.
+        entered_at: epochs that were done when the running stage began; None between stages.
+        last_round: steps of later rounds are left out.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer, min_epochs=0, max_epochs=0)
+        self.epoch_loop = trainer.fit_loop.epoch_loop  # keeps the Trainer's max_steps and its validation loop
+        self.plan = Plan()
+        self.cursor = 0
+        self.entered_at: int | None = None
+        self.last_round: int | None = None
+        self._saved_accumulate: int | None = None
+
+    # --- what a plan's steps do ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def make_plan(self) -> Plan:
+        """Checks the settings against the data and the adapters at hand."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """What the optimizer steps of this run depend on; a checkpoint of another one is refused."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Called once in each process, before the first step or where a checkpoint left off."""
+
+    @abstractmethod
+    def arm(self, stage: Stage) -> None:
+        """Points the datamodule and the module at a stage, a new one or one that is resumed."""
+
+    @abstractmethod
+    def begin_stage(self, stage: Stage) -> None:
+        """Called when an armed stage has its data and the number of its steps."""
+
+    @abstractmethod
+    def end_stage(self, stage: Stage) -> None:
+        """Files what a stage brought."""
+
+    @abstractmethod
+    def act(self, action: Action) -> None:
+        """Does what stands between stages."""
+
+    @abstractmethod
+    def end(self, complete: bool) -> None:
+        """Called behind the last step, or where the Trainer's own limits cut the run short."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides, as plain values that load with ``weights_only``."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes :meth:`state` back."""
+
+    # --- where the run is -------------------------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that is running."""
+        if self.entered_at is None:
+            return None
+        step = self.plan.steps[self.cursor]
+        assert isinstance(step, Stage)
+        return step
+
+    @property
+    def place(self) -> str:
+        """The step of the plan that is running or comes next."""
+        return next((step.name for step in self.plan.steps[self.cursor :] if not self.is_left_out(step)), "end")
+
+    @property
+    def step_in_stage(self) -> int:
+        """Optimizer steps that this stage has taken."""
+        assert self.entered_at is not None
+        steps_per_epoch = self.trainer.num_training_batches // self.trainer.accumulate_grad_batches
+        in_epoch = max(0, self.batch_idx + 1) // self.trainer.accumulate_grad_batches
+        return (self.epochs_done - self.entered_at) * int(steps_per_epoch) + in_epoch
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs of all stages together."""
+        progress: Any = self.epoch_progress.current
+        return progress.processed
+
+    @property
+    def module(self) -> Any:
+        """The module: whatever has the adapter bank and the held-out losses of :class:`WeightedLoraModule`."""
+        return self.trainer.lightning_module
+
+    @property
+    def datamodule(self) -> Any:
+        """The datamodule: whatever has the sets, stages and scoring of :class:`TossDataModule`."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything is written."""
+        return Path(self.trainer.default_root_dir)
+
+    @property
+    def saver(self) -> PlanCheckpoint | None:
+        """The callback that writes checkpoints; None where the Trainer has none."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((one for one in callbacks if isinstance(one, PlanCheckpoint)), None)
+
+    def is_left_out(self, step: Stage | Action) -> bool:
+        """The step belongs to a round that is not run any more."""
+        return self.last_round is not None and step.round > self.last_round
+
+    @property
+    def _stage_is_over(self) -> bool:
+        stage, begun = self.stage, self.entered_at
+        return stage is not None and begun is not None and self.epochs_done >= begun + stage.epochs
+
+    @property
+    def _stages_left(self) -> list[Stage]:
+        rest = self.plan.steps[self.cursor :]
+        return [step for step in rest if isinstance(step, Stage) and not self.is_left_out(step)]
+
+    # --- walking ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Runs what is left of the plan."""
+        self.plan = self.make_plan()
+        self._check_ranks()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if start := getattr(callback, "on_plan_start", None):
+                start(self.trainer)
+        self.begin()
+        if self.stage is None:
+            self._forget_restart()
+            self._go_on()
+        if self.stage is not None:
+            self._fit_to_ranks()
+            super().run()
+            # where a stage is left, or the epoch was cut, the Trainer's own limits ended the loop
+            if self._stage_is_over and self.batch_idx + 1 >= self.trainer.num_training_batches:
+                self._leave()
+                if not self._stages_left:
+                    self._go_on()
+        self.end(complete=self.cursor == len(self.plan.steps))
+
+    def _check_ranks(self) -> None:
+        """Every process may have looked for the newest checkpoint with a view of the disk of its own.
+
+        Raises:
+            StoreError: they found different ones.
+        """
+        strategy, ours = self.trainer.strategy, (self.trainer.global_step, self.cursor, self.entered_at)
+        if strategy.reduce_boolean_decision(ours != strategy.broadcast(ours), all=False):
+            raise StoreError(
+                f"the processes resumed from different checkpoints (this one at step {ours[0]}): give all of them the"
+                " same file with --ckpt_path, and see that they share the run directory"
+            )
+
+    def _go_on(self) -> None:
+        """Does what comes next until a stage is entered, or nothing is left."""
+        while self.cursor < len(self.plan.steps):
+            step = self.plan.steps[self.cursor]
+            if self.is_left_out(step):
+                self.cursor += 1
+                continue
+            if isinstance(step, Stage):
+                self._enter(step)
+                break
+            self.act(step)
+            self._pass_boundary()
+        self._limit_epochs()
+
+    def _enter(self, stage: Stage) -> None:
+        self.entered_at = self.epochs_done
+        self.arm(stage)
+        self._combined_loader = None
+        self.setup_data()
+        batches = stage.epochs * self.trainer.num_training_batches
+        self.module.stage_steps = batches // self.trainer.accumulate_grad_batches
+        self.begin_stage(stage)
+        self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def _leave(self) -> None:
+        assert self.stage is not None
+        self.end_stage(self.stage)
+        self.entered_at = None
+        self._pass_boundary()
+
+    def _pass_boundary(self) -> None:
+        """What was done up to here is never done again."""
+        self.cursor += 1
+        if self.saver:
+            self.saver.save(self.trainer)
+            self.saver.stop_if_told(self.trainer, saved=True)
+
+    def _limit_epochs(self) -> None:
+        """Tells Lightning how many epochs there are by now, all stages together."""
+        begun = self.epochs_done if self.entered_at is None else self.entered_at
+        self.max_epochs = begun + sum(stage.epochs for stage in self._stages_left)
+
+    def evaluate(self, name: str) -> None:
+        """Takes the held-out losses of the adapter in use, as Lightning does between epochs."""
+        self.module.stage_name = name
+        self.trainer.validating = True
+        self.epoch_loop.val_loop.restarting = False  # it would go on with a validation that a checkpoint fell into
+        self.epoch_loop.val_loop.run()
+        self.trainer.training = True
+
+    # --- the hooks of Lightning's loop ------------------------------------------------------------------------------
+
+    def setup_data(self) -> None:
+        """Asks for the current stage's loader; its plan says how many micro-batches make an optimizer step."""
+        super().setup_data()
+        self.trainer.accumulate_grad_batches = self.datamodule.plan.accumulate
+
+    def on_advance_start(self) -> None:
+        """Goes on to the next stage where this epoch belongs to it.
+
+        Raises:
+            StopIteration: no stage is left, and Lightning's loop ends.
+        """
+        self._close_restored_epoch()
+        if self._stage_is_over:
+            self._leave()
+            self._go_on()
+            if self.stage is None:
+                raise StopIteration
+        assert self._combined_loader is not None
+        assert self.entered_at is not None
+        for loader in self._combined_loader.flattened:
+            loader.set_epoch(self.epochs_done - self.entered_at)
+        super().on_advance_start()
+
+    def _close_restored_epoch(self) -> None:
+        """Ends the epoch that a checkpoint was written on the last batch of.
+
+        Lightning would close it by the length of the *next* loader, which in another stage is another length.
+        """
+        if self.restarted_mid_epoch and self.epochs_done == self.epoch_progress.current.ready:
+            self.epoch_loop.reset()
+            self.epoch_loop.restarting = False
+            self.epoch_loop.reset_restart_stage()
+            self.reset_restart_stage()
+
+    def _forget_restart(self) -> None:
+        """A new stage begins where a checkpoint left off between two: nothing of the last one is to be finished."""
+        for loop in (self, self.epoch_loop):
+            # the fit loop's own setter would keep it where the Trainer has max_steps
+            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+
+    def _fit_to_ranks(self) -> None:
+        """Counts a restored epoch in the micro-batches of today's ranks and ``max_tokens``: its steps are the same."""
+        old = self._saved_accumulate
+        if old is None or not self.restarting:
+            return
+        new = self.datamodule.plan_stage().accumulate
+        if old == new:
+            return
+        say(f"resumed with {new} micro-batches per step and process, not {old}: results differ by rounding alone")
+        counter: Any = self.epoch_loop.batch_progress.current
+        steps, unfinished = counter.ready // old, counter.ready - counter.completed
+        counter.ready = counter.started = counter.processed = steps * new
+        counter.completed = steps * new - unfinished
+        for state in self._combined_loader_states_to_load:
+            state["served"] = state["served"] // old * new
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        """Adds the place in the plan to Lightning's own counters."""
+        return super().on_save_checkpoint() | {
+            "identity": self.identity(),
+            "plan": list(self.plan.names),
+            "epochs": self.plan.epochs,
+            "cursor": self.cursor,
+            "entered_at": self.entered_at,
+            "last_round": self.last_round,
+            "stage_steps": self.module.stage_steps,
+            "accumulate": self.trainer.accumulate_grad_batches,
+            **self.state(),
+        }
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Takes the plan up where the checkpoint left it; runs before the optimizer's state is restored."""
+        super().on_load_checkpoint(state_dict)
+        self.plan = self.make_plan()
+        # a plan that goes on behind the end of the checkpoint's may take it up
+        count = len(state_dict["plan"])
+        theirs = {"loop.plan": ", ".join(state_dict["plan"]), "number of epochs": str(state_dict["epochs"])}
+        ours = {"loop.plan": ", ".join(self.plan.names[:count]), "number of epochs": str(self.plan.epochs[:count])}
+        check_identity(theirs | state_dict["identity"], ours | self.identity())
+        self.cursor, self.entered_at = state_dict["cursor"], state_dict["entered_at"]
+        self.last_round = state_dict["last_round"]
+        self._saved_accumulate = state_dict["accumulate"]
+        self.load_state(state_dict)
+        if self.stage is not None:
+            self.arm(self.stage)
+        self._limit_epochs()
+        self.module.stage_steps = state_dict["stage_steps"]
+        self._rebuild_optimizers()
+
+    def _rebuild_optimizers(self) -> None:
+        """Gives the stage its schedule, a closure that no checkpoint holds; Lightning restores the rest behind this."""
+        strategy = self.trainer.strategy
+        states = [optimizer.state_dict() for optimizer in strategy.optimizers]
+        strategy.setup_optimizers(self.trainer)
+        if not strategy.lightning_restore_optimizer:  # a sharding strategy has restored the optimizer before this
+            for optimizer, state in zip(strategy.optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
