@@ -1,6 +1,8 @@
 """Fixtures that all tests share."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,20 @@ def _own_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the run directory or the seed of another."""
     for name in ("TOSS_RUN_DIR", "PL_GLOBAL_SEED", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def mine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module ``mine`` as a user would write one; what is in it stands in ``MINE`` of the test file."""
+    (tmp_path / "mine.py").write_text(request.module.MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
 
 
 @pytest.fixture(scope="session")

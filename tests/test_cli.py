@@ -1,10 +1,12 @@
 """The command line: its three names, configurations that overlay, classes swapped, runs that repeat and resume."""
 
 import importlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from tiny import write_rows
 
 from toss_lightning import __version__, cli
 from toss_lightning.cli import HELP, main
+
+pytestmark = pytest.mark.usefixtures("somewhere")
 
 ROOT = Path(__file__).parent.parent
 MINE = """
@@ -50,17 +54,17 @@ class Stop(Callback):
             raise KeyboardInterrupt
 """
 
+SLOW = """
+import time
+from pathlib import Path
+from lightning.pytorch import Callback
 
-@pytest.fixture(autouse=True)
-def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine_cli.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine_cli", raising=False)
+class Slow(Callback):
+    def on_train_batch_start(self, trainer, *args) -> None:
+        if trainer.global_step >= 2:
+            Path("training").touch()
+            time.sleep(0.5)
+"""
 
 
 @pytest.fixture
@@ -167,6 +171,25 @@ def test_help_names_only_keys_that_exist(capsys):
     assert len(keys) > 15
 
 
+def test_help_names_every_verb_and_what_is_most_often_needed(capsys):
+    main(["--help"])
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines() if line.startswith("  ") and line.split()[0] != "toss"] == [
+        "fit",
+        "score",
+        "select",
+        "validate",
+    ]
+    for verb in ("fit", "score", "select", "validate"):
+        assert main([verb, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"usage: toss {verb} ")
+        for option in ("--ckpt_path FILE|last|auto", "--loop.rounds", "--loop.scores_from", "--loop.selection_from"):
+            assert option in said
+        assert "promote, promotion, refit, stop_early" in said
+        assert all(len(line) <= 120 for line in said.splitlines())
+
+
 def test_help_of_everything_and_of_one_class(capsys, started):
     from toss_lightning.lightning_cli import TossCLI
 
@@ -262,16 +285,16 @@ def test_the_selection_is_swapped_by_its_bare_name(capsys):
 def test_classes_of_the_user(capsys, tiny_config, where):
     if where == "options":
         args = [
-            *("--model=mine_cli.MyModule", "--model.size", "2", "--data", "mine_cli.MyData", "--data.size=3"),
-            *("--loop=mine_cli.MyLoop", "--loop.size=4", "--loop.selection", "mine_cli.MySelection"),
+            *("--model=mine.MyModule", "--model.size", "2", "--data", "mine.MyData", "--data.size=3"),
+            *("--loop=mine.MyLoop", "--loop.size=4", "--loop.selection", "mine.MySelection"),
             *("--loop.selection.flavour", "sour", "--loop.selection.discard=0.3"),
         ]
     else:
         Path("mine.yaml").write_text(
-            "model: {class_path: mine_cli.MyModule, init_args: {size: 2}}\n"
-            "data: {class_path: mine_cli.MyData, init_args: {size: 3}}\n"
-            "loop:\n  class_path: mine_cli.MyLoop\n  init_args:\n    size: 4\n"
-            "    selection: {class_path: mine_cli.MySelection, init_args: {discard: 0.3, flavour: sour}}\n"
+            "model: {class_path: mine.MyModule, init_args: {size: 2}}\n"
+            "data: {class_path: mine.MyData, init_args: {size: 3}}\n"
+            "loop:\n  class_path: mine.MyLoop\n  init_args:\n    size: 4\n"
+            "    selection: {class_path: mine.MySelection, init_args: {discard: 0.3, flavour: sour}}\n"
         )
         args = ["--config", "mine.yaml"]
     assert main(["fit", "--config", tiny_config, "--run_dir", "run", *args]) == 0
@@ -286,6 +309,15 @@ def test_classes_of_the_user(capsys, tiny_config, where):
 
 def adapters(run_dir: str) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in Path(run_dir).glob("adapters/*/*.safetensors")}
+
+
+def checkpoints(run_dir: str) -> list[Path]:
+    """Oldest first, as their names sort."""
+    return sorted(Path(run_dir).glob("checkpoints/*.ckpt"))
+
+
+def newest_checkpoint(run_dir: str) -> Path:
+    return checkpoints(run_dir)[-1]
 
 
 def test_the_saved_configuration_repeats_the_run(capsys, tiny_config, monkeypatch):
@@ -315,11 +347,11 @@ def test_resuming(capsys, tiny_config, monkeypatch):
     assert failed(capsys, *fit, "--ckpt_path", "last", code=2) == (
         "--ckpt_path last: no run of tiny_toss in runs/ has a checkpoint: name it with --run_dir"
     )
-    assert failed(capsys, *fit, "--ckpt_path=last", "--run_dir=runs/empty", code=2).startswith(
-        "--ckpt_path last: runs/empty has no checkpoint"
+    assert failed(capsys, *fit, "--ckpt_path=last", "--run_dir=runs/empty", code=2) == (
+        "--ckpt_path last: runs/empty has no checkpoint: leave it out to start from the beginning"
     )
     assert failed(capsys, *fit, "--ckpt_path", "runs/none.ckpt", code=2) == (
-        "--ckpt_path runs/none.ckpt: no such file; give a .ckpt file, or last"
+        "--ckpt_path runs/none.ckpt: no such file; give a .ckpt file, last, or auto"
     )
     assert not Path("runs").exists()
 
@@ -340,11 +372,73 @@ def test_resuming(capsys, tiny_config, monkeypatch):
     assert set(adapters("runs/tiny_toss-20250101-000000")) == {"utility", "degraded", "target"}
     assert "target" not in adapters("runs/tiny_toss-20260101-000000")
     # the saved file repeats the run from its start
-    assert yaml.safe_load(Path("runs/tiny_toss-20250101-000000/config.yaml").read_text())["ckpt_path"] is None
+    assert "ckpt_path" not in yaml.safe_load(Path("runs/tiny_toss-20250101-000000/config.yaml").read_text())
+
+    before = Path("runs/tiny_toss-20260101-000000/config.yaml").read_text()
+    resume = ["--ckpt_path=last", "--run_dir=runs/tiny_toss-20260101-000000"]
+    refused = failed(capsys, *fit, *resume, "--loop.selection.discard=0.3", code=1)
+    assert refused.startswith("the checkpoint was made with another loop.selection")
+    assert Path("runs/tiny_toss-20260101-000000/config.yaml").read_text() == before
 
     Path("resume.yaml").write_text("ckpt_path: last")
     assert main([*fit, "--config", "resume.yaml", "--run_dir", "runs/tiny_toss-20260101-000000"]) == 0
     assert adapters("runs/tiny_toss-20260101-000000") == adapters("runs/tiny_toss-20250101-000000")
+
+
+@pytest.fixture
+def undisturbed(tiny_config: str) -> dict[str, bytes]:
+    """What a run leaves that was never stopped."""
+    assert main(["fit", "--config", tiny_config, "--run_dir", "undisturbed"]) == 0
+    return adapters("undisturbed")
+
+
+def test_auto_starts_from_the_beginning_and_later_goes_on(capsys, tiny_config, undisturbed, monkeypatch):
+    fit = ["fit", "--config", tiny_config, "--run_dir", "run", "--ckpt_path", "auto"]
+    assert main([*fit, "--trainer.max_steps=8"]) == 0
+    assert "target" not in adapters("run")
+    reached = newest_checkpoint("run").name
+    capsys.readouterr()
+    assert main(fit) == 0
+    assert adapters("run") == undisturbed
+    assert newest_checkpoint("run").name > reached
+    assert "scoring" not in capsys.readouterr().out
+    # of a run that is not named, the newest
+    assert main(["fit", "--config", tiny_config, "--ckpt_path=auto", "--trainer.max_steps=4"]) == 0
+    named = os.environ["TOSS_RUN_DIR"]
+    monkeypatch.delenv("TOSS_RUN_DIR")
+    assert main(["fit", "--config", tiny_config, "--ckpt_path=auto"]) == 0
+    assert os.environ["TOSS_RUN_DIR"] == named
+    assert adapters(named) == undisturbed
+
+
+def test_a_checkpoint_file_can_be_named(tiny_config, undisturbed):
+    fit = ["fit", "--config", tiny_config, "--run_dir", "run"]
+    assert main([*fit, "--trainer.max_steps=5"]) == 0
+    earlier, newest = checkpoints("run")
+    assert main([*fit, "--ckpt_path", str(earlier)]) == 0
+    assert adapters("run") == undisturbed
+    # what lies behind it is kept, for it belongs to another course of the run
+    assert (Path("run/checkpoints/earlier") / newest.name).is_file()
+
+
+def test_of_damaged_checkpoints(capsys, tiny_config, undisturbed):
+    fit = ["fit", "--config", tiny_config, "--run_dir", "run"]
+    assert main([*fit, "--trainer.max_steps=5"]) == 0
+    newest = newest_checkpoint("run")
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert failed(capsys, *fit, "--ckpt_path", str(newest), code=1) == (
+        f"--ckpt_path {newest}: the file is damaged (cut short by a crash?): try --ckpt_path last"
+    )
+    capsys.readouterr()
+    assert main([*fit, "--ckpt_path", "last"]) == 0
+    assert f"{newest} is damaged" in capsys.readouterr().out
+    assert adapters("run") == undisturbed
+
+    for path in checkpoints("run"):
+        path.write_bytes(path.read_bytes()[:1000])
+    for wanted in ("last", "auto"):
+        error = failed(capsys, *fit, "--ckpt_path", wanted, code=1)
+        assert error == "run/checkpoints: none of the 2 checkpoints is whole: start from the beginning"
 
 
 def test_a_last_checkpoint_asked_for_in_a_file(capsys, tiny_config):
@@ -396,7 +490,7 @@ def test_validate(capsys, tiny_config):
 
     base = losses("--run_dir", "looked")
     trained = losses("--run_dir", "run", "--ckpt_path", "last")
-    assert losses("--run_dir", "looked", "--ckpt_path", "run/checkpoints/last.ckpt") == trained
+    assert losses("--run_dir", "looked", "--ckpt_path", str(newest_checkpoint("run"))) == trained
     assert base != trained
     assert not Path("looked/adapters").exists()
     assert Path("run/config-validate.yaml").is_file()
@@ -404,6 +498,73 @@ def test_validate(capsys, tiny_config):
     assert failed(capsys, "validate", *fit[:2], "--run_dir=nothing", "--ckpt_path=last", code=2).startswith(
         "--ckpt_path last: nothing has no checkpoint"
     )
+
+
+def test_a_run_directory_that_is_a_file(capsys, tiny_config):
+    Path("taken").write_text("mine")
+    error = failed(capsys, "fit", "--config", tiny_config, "--run_dir", "taken", code=1)
+    assert error.startswith("taken/")
+    assert error.endswith("choose another --run_dir")
+    assert Path("taken").read_text() == "mine"
+
+
+def test_score_once_then_select_and_train_anywhere(capsys, tiny_config):
+    score = ["score", "--config", tiny_config, "--loop.rounds=1", "--loop.promote=2", "--run_dir", "scored"]
+    assert main(score) == 0
+    assert set(adapters("scored")) == {"utility", "degraded", "degraded-1"}
+    assert not Path("scored/selection").exists()
+    assert "Plan: utility → degraded → score → promote-1 → degraded-1 → score-1." in capsys.readouterr().out
+
+    def masked(*args: str) -> int:
+        assert main(["select", "--config", tiny_config, "--run_dir", "scored", *args]) == 0
+        assert "response tokens masked" in capsys.readouterr().out
+        return json.loads(Path("scored/selection/selection.json").read_text())["masked"]
+
+    assert masked("--loop.selection.discard=0.4") > masked("--loop.selection.discard=0.1") > 0
+    fit = ["fit", "--config", tiny_config, "--loop.plan", "[target]", "--run_dir", "trained"]
+    assert main([*fit, "--loop.selection_from", "scored/selection"]) == 0
+    trained = adapters("trained")
+    assert set(trained) == {"target"}
+    # the same by way of the scores
+    fit = ["fit", "--config", tiny_config, "--loop.plan", "[select, target]", "--run_dir", "again"]
+    assert main([*fit, "--loop.scores_from", "scored/scores"]) == 0
+    assert adapters("again") == trained
+    assert main([*fit[:-1], "first", "--loop.scores_from", "scored/scores", "--loop.scores_round=0"]) == 0
+    assert adapters("first") != trained
+
+
+def test_select_loads_no_model_and_no_data(capsys, tiny_config, monkeypatch):
+    assert main(["score", "--config", tiny_config, "--run_dir", "scored"]) == 0
+    missing = ["--model.base.path=nowhere", "--data.custom=nothing.jsonl"]
+    assert main(["select", "--config", tiny_config, "--run_dir", "scored", *missing]) == 0
+    # scores of another run
+    other = ["--run_dir", "other", "--loop.scores_from", "scored/scores"]
+    assert main(["select", "--config", tiny_config, *other, *missing]) == 0
+    assert Path("other/selection/weights.arrow").read_bytes() == Path("scored/selection/weights.arrow").read_bytes()
+
+
+def test_select_without_a_run_or_without_scores(capsys, tiny_config):
+    select = ["select", "--config", tiny_config]
+    assert failed(capsys, *select, code=2).startswith("--run_dir: name the run: its scores are selected from")
+    assert failed(capsys, *select, "--run_dir=nothing", code=1).startswith("nothing/scores: no token scores here")
+    assert failed(capsys, *select, "--run_dir=nothing", "--loop.selection.discard=2", code=2).startswith(
+        "loop.selection.discard: 2.0 is not a share"
+    )
+    assert not Path("nothing").exists()
+
+
+def test_score_needs_a_plan_that_scores(capsys, tiny_config):
+    error = failed(capsys, "score", "--config", tiny_config, "--loop.plan", "[target]", "--run_dir=run", code=2)
+    assert error == "loop.plan: no 'score' step in target: add it"
+
+
+@pytest.mark.parametrize("verb", ["score", "select", "validate"])
+def test_the_saved_configuration_serves_every_verb(capsys, tiny_config, verb):
+    assert main(["fit", "--config", tiny_config, "--run_dir", "run"]) == 0
+    elsewhere = ["--run_dir=other", "--loop.scores_from=run/scores"] if verb == "select" else []
+    assert main([verb, "--config", "run/config.yaml", *elsewhere]) == 0
+    assert main(["score", "--config", tiny_config, "--run_dir", "scored"]) == 0
+    assert main([verb, "--config", "scored/config.yaml"]) == 0
 
 
 def test_a_run_that_fails_is_one_line_and_exit_code_1(capsys, tiny_config, tmp_path):
@@ -422,10 +583,35 @@ def test_a_run_that_fails_is_one_line_and_exit_code_1(capsys, tiny_config, tmp_p
 def test_an_interrupted_run_says_how_to_go_on(capsys, tiny_config, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *args: None)  # Lightning would have pytest ignore Ctrl-C from now on
     fit = ["fit", "--config", tiny_config, "--run_dir", "run"]
-    assert main([*fit, "--trainer.callbacks+=mine_cli.Stop"]) == 130
+    assert main([*fit, "--trainer.callbacks+=mine.Stop"]) == 130
     assert "go on with the same command and --ckpt_path last" in capsys.readouterr().err
     assert main([*fit, "--ckpt_path", "last"]) == 0
     assert "target" in adapters("run")
+
+
+def test_a_terminated_run_says_so_and_goes_on(tiny_config, undisturbed):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "toss_lightning", "fit", "--config", tiny_config, "--run_dir", "run"]
+    # every step after the first waits, so that the signal comes in the middle of training
+    options = ["--trainer.callbacks+=slow.Slow"]
+    Path("slow.py").write_text(SLOW)
+    environment["PYTHONPATH"] += f":{Path.cwd()}"
+    with subprocess.Popen([*program, *options], stderr=subprocess.PIPE, text=True, env=environment) as process:
+        deadline = time.monotonic() + 120
+        while not Path("training").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+        assert process.wait(60) == 143, said
+    assert said.splitlines()[-1] == (
+        "stopped by SIGTERM, with a checkpoint; go on with the same command and --ckpt_path last"
+    )
+    assert "Traceback" not in said
+    assert "target" not in adapters("run")
+    assert not list(Path("run").rglob("*.tmp"))
+    done = subprocess.run([*program, "--ckpt_path", "last"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert adapters("run") == undisturbed
 
 
 def test_configs_of_an_installed_package_come_first(tmp_path, monkeypatch):

@@ -8,7 +8,9 @@ import pytest
 from toss_lightning.cli import main
 from toss_lightning.cli_errors import read_options
 
-USER_CLASSES = """
+pytestmark = pytest.mark.usefixtures("somewhere")
+
+MINE = """
 from toss_lightning.data import TossDataModule
 from toss_lightning.errors import ConfigError
 from toss_lightning.loops import TossProLoop
@@ -39,17 +41,6 @@ class Loop(TossProLoop):
 """
 
 
-@pytest.fixture(autouse=True)
-def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine_errors.py").write_text(USER_CLASSES)
-    monkeypatch.syspath_prepend(tmp_path)
-
-
 def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> str:
     """The one line that a command is refused with."""
     assert main(args) == code
@@ -75,6 +66,10 @@ KEYS = [
     ("model.lora.rank: 1", "model.lora.rank", "model.lora.r"),
     ("model: {class_path: WeightedLoraModule, init_args: {lora: {rank: 1}}}", "model.lora.rank", "model.lora.r"),
     ("loop: {epoch: 1}", "loop.epoch", "loop.epochs"),
+    ("loop: {round: 2}", "loop.round", "loop.rounds"),
+    ("loop: {promotions: random}", "loop.promotions", "loop.promotion"),
+    ("rounds: 2", "rounds", "loop.rounds"),
+    ("data: {score_evry: 2}", "data.score_evry", "data.score_every"),
     ("loop: {selection: {discrd: 0.1}}", "loop.selection.discrd", "loop.selection.discard"),
     (
         "loop: {selection: {class_path: PerRowTopFraction, init_args: {discrd: 0.1}}}",
@@ -102,6 +97,11 @@ def test_misspelt_key_in_a_file(capsys, text, key, near):
         ("--data.custom.row", "data.custom.rows"),
         ("--model.lora.rank", "model.lora.r"),
         ("--loop.epoch", "loop.epochs"),
+        ("--loop.round", "loop.rounds"),
+        ("--loop.promot", "loop.promote"),
+        ("--loop.scores_form", "loop.scores_from"),
+        ("--loop.selection_form", "loop.selection_from"),
+        ("--loop.stop_earlier", "loop.stop_early"),
         ("--loop.selection.discrd", "loop.selection.discard"),
     ],
 )
@@ -222,7 +222,7 @@ def test_trainer_arguments_that_lightning_refuses(capsys, options):
 
 def test_the_verb(capsys):
     assert refused(capsys, "fitt") == "unknown verb 'fitt'; did you mean 'fit'?"
-    assert refused(capsys, "upload") == "unknown verb 'upload'; there is fit, validate"
+    assert refused(capsys, "upload") == "unknown verb 'upload'; there is fit, score, select, validate"
     assert refused(capsys, "--config", "toss", "fit") == (
         "--config stands before the verb: write toss fit --config ..."
     )
@@ -269,10 +269,10 @@ def test_yaml_that_is_not_text(capsys):
 
 @pytest.mark.usefixtures("mine")
 def test_the_keys_of_a_users_class(capsys):
-    args = ["fit", "--loop.selection", "mine_errors.Choosy"]
+    args = ["fit", "--loop.selection", "mine.Choosy"]
     assert refused(capsys, *args, "--loop.selection.moood", "x").endswith("did you mean loop.selection.mood?")
     # what the base class takes through **kwargs is known as well
-    args = ["fit", "--model=mine_errors.Module"]
+    args = ["fit", "--model=mine.Module"]
     assert refused(capsys, *args, "--model.lora.rank", "4").endswith("did you mean model.lora.r?")
     assert refused(capsys, *args, "--model.sizes", "4").endswith("did you mean model.size?")
 
@@ -280,20 +280,20 @@ def test_the_keys_of_a_users_class(capsys):
 @pytest.mark.usefixtures("mine")
 def test_a_users_constructor_that_raises_is_not_hidden(capsys):
     with pytest.raises(ValueError, match=r"^Choosy is in a bad mood$"):
-        main(["fit", "--loop.selection", "mine_errors.Choosy", "--loop.selection.mood", "bad"])
+        main(["fit", "--loop.selection", "mine.Choosy", "--loop.selection.mood", "bad"])
     with pytest.raises(ValueError, match=r"^the module says no$"):
-        main(["fit", "--model", "mine_errors.Module"])
+        main(["fit", "--model", "mine.Module"])
     with pytest.raises(RuntimeError, match=r"^the datamodule says no$"):
-        main(["fit", "--data", "mine_errors.Data"])
+        main(["fit", "--data", "mine.Data"])
     capsys.readouterr()
-    error = refused(capsys, "fit", "--loop.selection", "mine_errors.Choosy", "--loop.selection.mood", "strict")
+    error = refused(capsys, "fit", "--loop.selection", "mine.Choosy", "--loop.selection.mood", "strict")
     assert error == "loop.selection.mood: strict is not a mood"
 
 
 @pytest.mark.usefixtures("mine")
 def test_a_loop_whose_trainer_has_no_type(capsys):
-    assert "Parameter 'trainer' from 'mine_errors.Loop.__init__' does not specify a type" in refused(
-        capsys, "fit", "--loop", "mine_errors.Loop"
+    assert "Parameter 'trainer' from 'mine.Loop.__init__' does not specify a type" in refused(
+        capsys, "fit", "--loop", "mine.Loop"
     )
 
 

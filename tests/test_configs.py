@@ -11,9 +11,12 @@ from tiny import some_pairs, write_rows
 
 from toss_lightning.cli import configs_directory, main
 
+pytestmark = pytest.mark.usefixtures("somewhere")
+
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml"))
 ROOMS = {room: [name for name in CONFIGS if name.startswith(room)] for room in ("models", "data", "trainer", "methods")}
+PAPER = ["toss.yaml", "toss_pro.yaml"]
 # Each room's files in turn, so that every file is in at least one recipe.
 RECIPES = [
     [name or names[0] for name, names in zip(recipe, ROOMS.values(), strict=True)]
@@ -24,11 +27,6 @@ ON_A_LAPTOP = (
     *("--trainer.accelerator", "cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.num_nodes=1"),
     *("--trainer.enable_progress_bar=false", "--trainer.logger=false", "--loop.epochs=1", "--loop.reference_epochs=1"),
 )
-
-
-@pytest.fixture(autouse=True)
-def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def write_data() -> None:
@@ -51,7 +49,7 @@ def resolved(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
 
 
 def test_every_file_is_in_a_recipe():
-    assert set(chain.from_iterable(RECIPES)) | {"demo.yaml", "toss.yaml"} == set(CONFIGS)
+    assert set(chain.from_iterable(RECIPES)) | {"demo.yaml", *PAPER} == set(CONFIGS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: "+".join(Path(name).stem for name in recipe))
@@ -85,7 +83,7 @@ def test_every_file_says_what_it_is_for_and_means_what_it_says(name, capsys):
     text = (ROOT / "configs" / name).read_text()
     assert text.startswith("# ")
     # every value that stands in the file is there in the resolved configuration
-    configs = ["--config=toss.yaml"] if name != "demo.yaml" else []
+    configs = ["--config=toss.yaml"] if name not in ("demo.yaml", *PAPER) else []
     said, meant = yaml.safe_load(text), resolved(capsys, *configs, f"--config={name}")
 
     def inside(part: object, whole: object) -> bool:
@@ -96,6 +94,42 @@ def test_every_file_says_what_it_is_for_and_means_what_it_says(name, capsys):
         return all(inside(value, whole[key]) for key, value in part.items())
 
     assert inside(said, meant)
+
+
+def test_toss_pro_runs(tiny_model):
+    write_data()
+    configs = ["--config=configs/toss_pro.yaml", "--config=configs/data/jsonl.yaml"]
+    assert main(["fit", *configs, "--model.base.path", tiny_model, *ON_A_LAPTOP, "--run_dir", "run"]) == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    rounds = ["promote-1", "degraded-1", "score-1", "promote-2", "degraded-2", "score-2"]
+    assert list(summary["stages"]) == ["utility", "degraded", "score", *rounds, "select", "target"]
+    # half as many rows as the harmful set has, which holds out one of its eight
+    assert [one.get("promoted") for one in summary["rounds"]] == [None, 3, 3]
+
+
+@pytest.mark.parametrize("method", ["toss_per_row", "sft"])
+def test_methods_overlay_toss_pro_too(method, tiny_model):
+    write_data()
+    configs = ["toss_pro", "data/jsonl", f"methods/{method}"]
+    options = ["--model.base.path", tiny_model, *ON_A_LAPTOP, "--loop.rounds=1", "--run_dir", "run"]
+    if method == "sft":
+        options.remove("--loop.rounds=1")
+    assert main(["fit", *(f"--config={name}" for name in configs), *options]) == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert ("degraded-1" in summary["stages"]) == (method != "sft")
+
+
+def test_toss_pro_is_toss_with_rounds(capsys):
+    toss, pro = (resolved(capsys, f"--config={name}") for name in PAPER)
+    settings = pro["loop"]["init_args"]
+    assert {"rounds": 2, "promotion": "top_tokens", "promote_again": False, "refit": "from_scratch"}.items() <= (
+        settings.items()
+    )
+    assert toss["loop"]["init_args"]["rounds"] == 0
+    for config in (toss, pro):
+        for name in ("rounds", "promote", "promotion", "promote_again", "refit", "stop_early"):
+            del config["loop"]["init_args"][name]
+    assert pro == toss
 
 
 def test_toss_holds_the_numbers_of_the_paper(capsys):

@@ -15,10 +15,12 @@ from typing import Any
 import yaml
 
 from toss_lightning import __version__
-from toss_lightning.errors import ConfigError, TossError
+from toss_lightning.errors import ConfigError, Stopped, TossError
 
 VERBS = {
     "fit": "train the reference adapters, score, select, and train the target adapter",
+    "score": "the part of fit up to the scores, rounds included: score once, then train anywhere",
+    "select": "select from scores that are there; needs no model and no GPU",
     "validate": "held-out losses of the base, or of a checkpoint's adapter with --ckpt_path",
 }
 HELP = f"""toss {__version__}: safe LLM fine-tuning; the riskiest response tokens are left out of the loss
@@ -39,7 +41,8 @@ VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
 
   --config FILE            YAML; several overlay, the later one wins; demo.yaml by default (fit)
   --run_dir DIR            where everything goes; runs/<config>-<time> by default
-  --ckpt_path FILE|last    resume; last takes the newest checkpoint of the run (or of the newest run of this config)
+  --ckpt_path FILE|last|auto   resume; last takes the newest whole checkpoint of the run (or of the newest run of this
+                           config); auto does so too, and starts from the beginning where there is none
   --seed_everything N
   --checkpoint_every N     optimizer steps between checkpoints
   --data.custom PATH       the rows to learn from: a file, a hub dataset, or sample:NAME
@@ -55,6 +58,8 @@ VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
   --loop.plan "[utility, degraded, score, select, target]"
   --loop.selection GlobalTopFraction|PerRowTopFraction|your.Class
   --loop.selection.discard X   share of the response tokens to mask
+  --loop.rounds N          rounds of TOSS-Pro; also promote, promotion, refit, stop_early
+  --loop.scores_from DIR   select from these scores; --loop.selection_from DIR trains with this selection
   --loop.epochs N
   --trainer.devices N      and every other argument of lightning.Trainer
   --print_config           every key with its value, instead of running
@@ -66,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Returns:
-        The exit code: 0, 1 for a run that failed, 2 for a command or configuration that cannot work.
+        The exit code: 0, 1 for a run that failed, 2 for a command or configuration that cannot work, 130 and 143 for
+        one that was stopped.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -92,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except Stopped as end:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{end}, with a checkpoint; go on with the same command and --ckpt_path last", file=sys.stderr)
+        return 128 + end.signum
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning turns the one into the other
         if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
@@ -159,6 +169,8 @@ def with_configs(args: Sequence[str]) -> list[str]:
             configs.append(find_config(value))
         else:
             options.append(arg)
+    if not configs and args[0] == "select" and (own := _run_dir_of(options) / "config.yaml").is_file():
+        configs = [own]
     if not configs:
         configs = [configs_directory() / "demo.yaml"]
         if not _only_asks(options):
@@ -166,6 +178,13 @@ def with_configs(args: Sequence[str]) -> list[str]:
     for path in configs:
         read_config(path)
     return [args[0], *(f"--config={path}" for path in configs), *options]
+
+
+def _run_dir_of(options: Sequence[str]) -> Path:
+    """What --run_dir says; here where it says nothing."""
+    values = [value for name, value in pairwise(options) if name == "--run_dir"]
+    values += [option.removeprefix("--run_dir=") for option in options if option.startswith("--run_dir=")]
+    return Path(values[-1] if values else ".")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -195,29 +214,34 @@ def with_run_dir(args: list[str]) -> list[str]:
     """Names the run where nobody did: ``runs/<config>-<time>``, or with ``--ckpt_path last`` the newest of those.
 
     Raises:
-        ConfigError: there is no run to resume, or several processes were started from outside, which would each name
-            the run differently.
+        ConfigError: there is no run to resume or to select from, or several processes were started from outside, which
+            would each name the run differently.
     """
     configs = config_paths(args)
     if any(arg.partition("=")[0] == "--run_dir" for arg in args) or any(
         read_config(path).get("run_dir") for path in configs
     ):
         return args
-    last = "--ckpt_path=last" in args or ("--ckpt_path", "last") in pairwise(args)
-    last = last or any(read_config(path).get("ckpt_path") == "last" for path in configs)
+    if args[0] == "select":
+        raise ConfigError("--run_dir: name the run: its scores are selected from, and the selection is written there")
+    wanted = {read_config(path).get("ckpt_path") for path in configs}
+    wanted |= {arg.removeprefix("--ckpt_path=") for arg in args if arg.startswith("--ckpt_path=")}
+    wanted |= {value for name, value in pairwise(args) if name == "--ckpt_path"}
     stem = configs[0].stem if configs else "run"
     # processes that Lightning starts for further devices inherit the name
     name = os.environ.get("TOSS_RUN_DIR") if "LOCAL_RANK" in os.environ else None
     if name is None:
-        if last:
+        runs: list[Path] = []
+        if {"last", "auto"} & wanted:
             runs = sorted(
                 Path("runs").glob(f"{glob.escape(stem)}-????????-??????/checkpoints/*.ckpt"),
                 key=lambda path: path.stat().st_mtime,
             )
-            if not runs:
+            if not runs and "last" in wanted:
                 raise ConfigError(
                     f"--ckpt_path last: no run of {stem} in runs/ has a checkpoint: name it with --run_dir"
                 )
+        if runs:
             name = str(runs[-1].parent.parent)
         elif {"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys():
             raise ConfigError("--run_dir: name the run, since several processes were started and must agree on it")

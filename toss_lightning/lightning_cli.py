@@ -1,4 +1,4 @@
-"""The LightningCLI behind ``fit`` and ``validate``; importing it loads torch."""
+"""The LightningCLI behind the verbs; importing it loads torch."""
 
 import inspect
 import logging
@@ -23,7 +23,8 @@ from toss_lightning.data import TossDataModule
 from toss_lightning.errors import ConfigError
 from toss_lightning.files import write_text
 from toss_lightning.loops import TossProLoop
-from toss_lightning.loops.trainer import DEFAULTS, LoopFactory, make_trainer
+from toss_lightning.loops.checkpoints import find_checkpoint
+from toss_lightning.loops.trainer import DEFAULTS, LoopFactory, PlanTrainer, make_trainer
 from toss_lightning.models import WeightedLoraModule
 from toss_lightning.selection import GlobalTopFraction
 
@@ -38,15 +39,30 @@ CLASSES = {
 """Key -> the class that is configured there where nobody names one."""
 
 
+SELECT_ON = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False}
+"""What a selection runs on, whatever the configuration trains on."""
+
+
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run directory; ``fit --config`` of that file repeats the run."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes it for a validation; a run writes it where a checkpoint that does not fit was refused already."""
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_plan_start(self, trainer: Trainer) -> None:
+        """Writes it for a run."""
+        if trainer.is_global_zero:
+            self.save_config(trainer, trainer.lightning_module, "fit")
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning on the first rank."""
-        name = "config.yaml" if stage == "fit" else "config-validate.yaml"
-        # without the checkpoint: the file is to repeat the run, not to resume it
+        name = "config-validate.yaml" if stage == "validate" else "config.yaml"
+        # without the checkpoint: the file is to repeat the run, with any verb, not to resume it
         config = self.config.clone()
-        config.ckpt_path = None
+        for key in ("ckpt_path", "weights_only"):
+            config.pop(key, None)
         write_text(Path(trainer.default_root_dir) / name, self.parser.dump(config, skip_none=False))
 
 
@@ -61,6 +77,7 @@ class TossCLI(LightningCLI):
             LightningDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            trainer_class=PlanTrainer,
             trainer_defaults=DEFAULTS,
             seed_everything_default=1,
             parser_kwargs={**options, "prog": "toss", **{name: dict(options) for name in self.subcommands()}},
@@ -74,7 +91,12 @@ class TossCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The verbs that need a Trainer."""
-        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+        theirs = LightningCLI.subcommands()
+        return {"fit": theirs["fit"], "score": {"model", "datamodule"}, "select": set(), "validate": theirs["validate"]}
+
+    def select(self, **parts: Any) -> None:
+        """Selects without the model and the datamodule, which Lightning hands to every verb."""
+        self.trainer.select()  # type: ignore[attr-defined]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run directory and the loop, and the classes to use where none is named."""
@@ -99,7 +121,11 @@ class TossCLI(LightningCLI):
         except (ArgumentError, ValueError) as error:
             raise ConfigError(_explain(args) or one_line(str(error))) from error
         config = self.config[args[0]]
-        _check_checkpoint(config.ckpt_path, config.run_dir)
+        if "weights_only" in config and config.weights_only is None:
+            config.weights_only = True
+        if (wanted := config.get("ckpt_path")) and "://" not in str(wanted):
+            found = find_checkpoint(str(wanted), Path(config.run_dir or "."))
+            config.ckpt_path = None if found is None else str(found)
 
     def instantiate_classes(self) -> None:
         """Builds everything; what a constructor raises comes out as it is.
@@ -125,6 +151,8 @@ class TossCLI(LightningCLI):
         save = SaveConfig(self._parser(self.subcommand), config, **self.save_config_kwargs)
         given = settings.pop("callbacks", None) or []
         settings.pop("default_root_dir", None)
+        if self.subcommand == "select":
+            settings |= SELECT_ON
         try:
             return make_trainer(
                 self._get(self.config_init, "run_dir") or "runs/unnamed",
@@ -141,8 +169,8 @@ class TossCLI(LightningCLI):
 
 def _explain(args: Sequence[str]) -> str:
     """What is wrong in the files and options of a command that the parser refused."""
-    verb = inspect.signature(getattr(Trainer, args[0]))
-    hints = typing.get_type_hints(getattr(Trainer, args[0]))
+    verb = inspect.signature(getattr(PlanTrainer, args[0]))
+    hints = typing.get_type_hints(getattr(PlanTrainer, args[0]))
     skipped = TossCLI.subcommands()[args[0]]
     kinds = {
         "model": LightningModule,
@@ -162,17 +190,6 @@ def _explain(args: Sequence[str]) -> str:
     return explain([*files, ("--", options)], kinds, CLASSES)
 
 
-def _check_checkpoint(ckpt_path: str | None, run_dir: str | None) -> None:
-    """Lightning starts afresh where ``last`` finds nothing."""
-    if ckpt_path == "last":
-        if not any(Path(run_dir or ".").rglob("last*.ckpt")):
-            raise ConfigError(
-                f"--ckpt_path last: {run_dir} has no checkpoint: leave it out to start from the beginning"
-            )
-    elif ckpt_path and "://" not in str(ckpt_path) and not Path(ckpt_path).exists():
-        raise ConfigError(f"--ckpt_path {ckpt_path}: no such file; give a .ckpt file, or last")
-
-
 def quiet() -> None:
     """Leaves out what libraries say at every start and nobody can act on."""
     for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed"):
@@ -186,6 +203,7 @@ def quiet() -> None:
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*GPU available but not used.*",
         ".*`is_gradient_checkpointing` is deprecated.*",
+        ".*It is recommended to use .self.log.*sync_dist=True.*",
         ".*Total length of `list` across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message)
@@ -195,6 +213,6 @@ def quiet() -> None:
 
 
 def run(args: Sequence[str]) -> None:
-    """Parses and runs ``fit`` or ``validate``."""
+    """Parses and runs a verb."""
     quiet()
     TossCLI(args)
