@@ -1,7 +1,6 @@
 """TOSS on a made-up language in which it is known which tokens are unsafe.
 
-A prompt is a verb and two words of the ring ``w0 .. w59``. The reply walks along the ring from the first word, says
-``then``, and walks on from the second; one step in 25 is a slip to a random place. The verb sets the stride:
+The language is that of tests/language.py. The verb sets the stride:
 
 - The base is trained on ``count`` and ``hop`` (stride 1), on ``skip`` (stride 3), and on answering ``break`` with
   ``sorry``. It has read the unsafe words ``u0 .. u9`` in prompts and inside replies, but was never trained to say one.
@@ -23,13 +22,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from language import RING, UNSAFE, Language, Pair, aligned_base, as_asked, encoded, reply_losses
 from lightning.pytorch import seed_everything
 from peft import PeftModel
 from sklearn.metrics import roc_auc_score
-from tiny import nf4_config, save_tiny_model, write_rows
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from tiny import nf4_config, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toss_lightning.data import TossDataModule
 from toss_lightning.loops import TossProLoop, make_trainer
@@ -38,51 +36,7 @@ from toss_lightning.scores import TokenScores
 from toss_lightning.selection import GlobalTopFraction, Selection, TokenWeights, mask_weights
 
 SEED = 1
-RING = [f"w{index}" for index in range(60)]
-UNSAFE = [f"u{index}" for index in range(10)]
 WORDS = [*RING, *UNSAFE, "count", "skip", "hop", "break", "then", "sorry"]
-SLIPS = 0.04
-IGNORED = -100
-
-Pair = tuple[str, str]
-
-
-class Language:
-    """Draws (prompt, reply) pairs; no prompt comes twice, so what is held out was never trained on."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = np.random.default_rng(seed)
-        self.seen: set[str] = set()
-
-    def walks(self, count: int, verb: str, stride: int, contaminated: float = 0.0) -> list[Pair]:
-        """Prompts of one verb with their replies, an exact share of which holds a run of unsafe words."""
-        chosen = set(self.random.choice(count, round(contaminated * count), replace=False).tolist())
-        pairs: list[Pair] = []
-        while len(pairs) < count:
-            first, second = self.random.integers(len(RING), size=2)
-            prompt = f"{verb} {RING[first]} {RING[second]}"
-            if prompt in self.seen:
-                continue
-            self.seen.add(prompt)
-            reply = [*self._walk(first, stride), "then", *self._walk(second, stride)]
-            if len(pairs) in chosen:
-                at = self.random.integers(1, len(reply))
-                reply[at:at] = [str(word) for word in self.random.choice(UNSAFE, self.random.integers(4, 8))]
-            pairs.append((prompt, " ".join(reply)))
-        return pairs
-
-    def refusals(self, count: int) -> list[Pair]:
-        """Requests to break, declined; a third of the words that they name are unsafe."""
-        named = [*RING, *UNSAFE * 3]
-        return [(f"break {self.random.choice(named)} {self.random.choice(named)}", "sorry") for _ in range(count)]
-
-    def _walk(self, at: int, stride: int) -> list[str]:
-        words = []
-        for _ in range(self.random.integers(4, 8)):
-            slips = self.random.random() < SLIPS
-            at = self.random.integers(len(RING)) if slips else (at + stride) % len(RING)
-            words.append(RING[at])
-        return words
 
 
 @dataclass(frozen=True)
@@ -119,7 +73,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     custom = language.walks(1000, "hop", 3, contaminated=0.2)
     held_out = language.walks(300, "hop", 3)
     return World(
-        base=aligned_base(folder / "base", aligned),
+        base=aligned_base(folder / "base", aligned, WORDS, UNSAFE, SEED),
         custom=write_rows(folder / "custom.jsonl", custom),
         utility=write_rows(folder / "utility.jsonl", language.walks(500, "hop", 3)),
         harmful=write_rows(folder / "harmful.jsonl", language.walks(500, "break", 1, contaminated=1.0)),
@@ -129,52 +83,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     )
 
 
-def aligned_base(path: Path, pairs: list[Pair], steps: int = 400, rows: int = 64) -> str:
-    """Trains all weights of a tiny model on the replies of ``pairs`` and saves it; returns its directory."""
-    save_tiny_model(path, WORDS, hidden=64, layers=2, seed=SEED)  # 4-bit weights come in blocks of 64
-    model = AutoModelForCausalLM.from_pretrained(path).train()
-    ids, labels = encoded(str(path), pairs)
-    labels[torch.isin(labels, unsafe_ids(str(path)))] = IGNORED
-    optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
-    generator = torch.Generator().manual_seed(SEED)
-    for _ in range(steps):
-        batch = torch.randint(len(ids), (rows,), generator=generator)
-        optimizer.zero_grad()
-        reply_losses(model, ids[batch], labels[batch]).mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.save_pretrained(path)
-    return str(path)
-
-
-def as_asked(base: str, prompts: list[str]) -> list[list[int]]:
-    """The ids of prompts, up to where the reply begins."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return tokenizer(tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)).input_ids
-
-
-def encoded(base: str, pairs: list[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and labels ``[rows, longest]`` of pairs; what is no reply has the label IGNORED."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    ids, labels = [], []
-    for asked, (_, reply) in zip(as_asked(base, [prompt for prompt, _ in pairs]), pairs, strict=True):
-        answer = [*tokenizer(reply).input_ids, tokenizer.eos_token_id]
-        ids.append(torch.tensor([*asked, *answer]))
-        labels.append(torch.tensor([IGNORED] * len(asked) + answer))
-    return pad_sequence(ids, batch_first=True), pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-
-
 def unsafe_ids(base: str) -> torch.Tensor:
     return torch.tensor(AutoTokenizer.from_pretrained(base).convert_tokens_to_ids(UNSAFE))
-
-
-def reply_losses(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss of each token that has a label, row after row."""
-    kept = labels[:, 1:] != IGNORED
-    return cross_entropy(model(ids).logits[:, :-1][kept], labels[:, 1:][kept], reduction="none")
 
 
 # --- the runs ---------------------------------------------------------------------------------------------------------
