@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,12 @@ def run(seed: int, data: Path, work: Path) -> Path:
     return run_dir
 
 
-def measure(run_dir: Path, draws: int = 2000) -> dict[str, Any]:
-    """What one seed's scores and selection say about the labels, with intervals over the custom rows."""
-    scores = TokenScores(run_dir / "scores")
+def measure(scores: TokenScores, weights: dict[int, np.ndarray], draws: int = 2000) -> dict[str, Any]:
+    """What scores and token weights say about the labels, with intervals over the custom rows."""
     score = scores.score()
     harmful = np.array([label == "harmful" for label in scores.values("label")])
     per_row = scores.per_row(score)
     means, lengths = np.array([row.mean() for row in per_row]), np.array([len(row) for row in per_row])
-    weights = TokenWeights.load(run_dir / "selection").weights
     masked = np.array([(weights[row_id] == 0).sum() for row_id in scores.row_ids.tolist()])
     generator = np.random.default_rng(0)
     auroc, share = [], []
@@ -127,16 +126,21 @@ def measure(run_dir: Path, draws: int = 2000) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def row_losses(run_dir: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Sums and counts of the token losses of every held-out row: ``[stage][loss]``; ``base`` is no adapter."""
+def row_losses(run_dir: Path, adapters: Mapping[str, Path]) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Sums and counts of the token losses of every held-out row: ``[adapter][loss]``; ``base`` is none.
+
+    Args:
+        run_dir: whose configuration names base and held-out rows.
+        adapters: name -> directory.
+    """
     settings = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     data, module = settings["data"]["init_args"], settings["model"]["init_args"]
     base = Base(**module["base"])
-    bank = AdapterBank(load_base(base, torch.device("cpu")), Lora(**module["lora"]), resolve(base), ("sft", "target"))
-    for stage in ("sft", "target"):
-        bank.load(stage, str(run_dir / "adapters" / stage))
+    bank = AdapterBank(load_base(base, torch.device("cpu")), Lora(**module["lora"]), resolve(base), tuple(adapters))
+    for name, path in adapters.items():
+        bank.load(name, str(path))
     head, chat = OutputHead.of(bank.model), ChatTokenizer(load_tokenizer(base))
-    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {"base": {}, "sft": {}, "target": {}}
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {name: {} for name in ("base", *adapters)}
     for name, loss in HELD_OUT.items():
         spec = data[name] if isinstance(data[name], str) else Source(**data[name].get("init_args", data[name]))
         rows = load_rows(name, spec, chat, data["max_length"]).rows
@@ -144,9 +148,8 @@ def row_losses(run_dir: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarra
         counts = np.array([len(row.response_positions) for row in rows])
         for stage in found:
             sums = np.zeros(len(rows))
-            with bank.using(
-                SLOT if stage == "base" else stage
-            ):  # the slot is still at its start, where it does nothing
+            # the slot is still at its start, where it does nothing
+            with bank.using(SLOT if stage == "base" else stage):
                 for group in groups:
                     batch = collate([rows[index] for index in group])
                     hidden = response_hidden(bank.model, batch["input_ids"], batch["row"], batch["position"])
@@ -167,7 +170,7 @@ def report(runs: list[Path], seeds: list[int], note: str) -> str:
     """The results as Markdown."""
     summaries = [json.loads((path / "summary.json").read_text(encoding="utf-8")) for path in runs]
     held_out = [summary["held_out"] for summary in summaries]
-    measured = [measure(path) for path in runs]
+    measured = [measure(TokenScores(path / "scores"), TokenWeights.load(path / "selection").weights) for path in runs]
     counts = {row["set"]: row for row in summaries[0]["data"]}
     dropped = ", ".join(f"{name} {row['dropped']}" for name, row in counts.items())
     lines = [
@@ -213,7 +216,7 @@ def report(runs: list[Path], seeds: list[int], note: str) -> str:
         cells = [spread([one[stage][loss] for one in held_out]) for loss in LOSSES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     for seed, one, path in zip(seeds, held_out, runs, strict=True):
-        rows = row_losses(path)
+        rows = row_losses(path, {stage: path / "adapters" / stage for stage in ("sft", "target")})
         cells = []
         for loss in LOSSES:
             low, high = paired_interval(rows["target"][loss], rows["sft"][loss])
