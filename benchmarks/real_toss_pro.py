@@ -4,10 +4,10 @@
 
 The sets of benchmarks/real_toss.py, but 20 harmful reference rows instead of 160. One run trains the degraded
 reference, scores, and does two rounds of promotion by top tokens, as the paper does; another one goes on from the same
-first scores and promotes by row means. Then a target is trained from the scores of each round: round 0 is TOSS. The
-utility reference and plain SFT are those of real_toss.py, with the same seed, where --controls names its directory;
-they are trained otherwise. Finished parts are kept in --work and an interrupted one is resumed. Writes
-benchmarks/results/real_toss_pro.md.
+first scores and promotes by row means. Then a target is trained from the scores of each round of the first and of one
+round of the second: round 0 is TOSS. The utility reference and plain SFT are those of real_toss.py, with the same seed,
+where --controls names its directory; they are trained otherwise. Finished parts are kept in --work and an interrupted
+one is resumed. Writes benchmarks/results/real_toss_pro.md.
 """
 
 import argparse
@@ -18,20 +18,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from real_toss import LOSSES, config, measure, paired_interval, row_losses, write_refusals
 from sklearn.metrics import roc_auc_score
 from statistics_of_runs import spread
 
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import TokenWeights
+from toss_lightning.selection import GlobalTopFraction
 
 RESULTS = Path(__file__).parent / "results" / "real_toss_pro.md"
-HARMFUL_ROWS, PROMOTE, ROUNDS, DEGRADED_EPOCHS = 20, 20, 2, 4
+HARMFUL_ROWS, PROMOTE, ROUNDS, DEGRADED_EPOCHS, DISCARD = 20, 20, 2, 4, 0.1
 SCORED = {"top tokens": "scored", "row means": "scored-row_mean"}
 """Way of promoting rows -> the directory of its run. Round 0 is the same in both."""
 CASES = [("top tokens", 0), *((way, round) for way in SCORED for round in range(1, ROUNDS + 1))]
-"""What targets are trained for: a way of promoting rows, and a round."""
+"""What is compared: a way of promoting rows, and a round."""
+TARGETS = CASES[:-1]
+"""What a target is trained for."""
 
 
 def method(way: str, round: int) -> str:
@@ -68,7 +71,7 @@ def run(seed: int, data: Path, work: Path, controls: Path | None) -> Path:
     toss("fit", control, control / "adapters" / "sft", plain, seed)
     score_by_top_tokens(here, base, control, seed)
     score_by_row_means(here, base, control, seed)
-    for way, round in CASES:
+    for way, round in TARGETS:
         loop = {
             **base["loop"],
             "plan": ["select", "target"],
@@ -124,7 +127,20 @@ def target_of(here: Path, way: str, round: int) -> Path:
 def adapters(here: Path, control: Path) -> dict[str, Path]:
     """The adapters that are compared, by name."""
     found = {"plain SFT": control / "adapters" / "sft"}
-    return found | {method(*case): target_of(here, *case) / "adapters" / "target" for case in CASES}
+    return found | {method(*case): target_of(here, *case) / "adapters" / "target" for case in TARGETS}
+
+
+def held_out(here: Path, control: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Sums and counts of the token losses of every held-out row, ``[adapter][loss]``; kept once they are known."""
+    file = here / "losses.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    wanted = adapters(here, control)
+    if missing := {name: path for name, path in wanted.items() if name not in known}:
+        for name, losses in row_losses(here / "target-0", missing).items():
+            known[name] = {loss: [values.tolist() for values in both] for loss, both in losses.items()}
+        file.write_text(json.dumps(known), encoding="utf-8")
+    names = ("base", *wanted)
+    return {name: {loss: tuple(map(np.array, both)) for loss, both in known[name].items()} for name in names}
 
 
 def measured(here: Path) -> list[dict[str, Any]]:
@@ -133,7 +149,7 @@ def measured(here: Path) -> list[dict[str, Any]]:
     for way, round in CASES:
         summary = json.loads((here / SCORED[way] / "summary.json").read_text(encoding="utf-8"))
         scores = TokenScores(here / SCORED[way] / "scores", round)
-        weights = TokenWeights.load(target_of(here, way, round) / "selection").weights
+        weights = GlobalTopFraction(DISCARD).select(scores).weights
         highest = [row.max() for row in scores.per_row(scores.score())]
         harmful = [label == "harmful" for label in scores.values("label")]
         facts = {"way": way, "max_auroc": roc_auc_score(harmful, highest)}
@@ -166,7 +182,7 @@ def losses_table(seeds: list[int], rows: list[dict[str, dict[str, Any]]]) -> lis
     for name in rows[0]:
         means = {loss: [float(one[name][loss][0].sum() / one[name][loss][1].sum()) for one in rows] for loss in LOSSES}
         lines.append(f"| {name} | {' | '.join(spread(means[loss]) for loss in LOSSES)} |")
-    names = [method(*case) for case in CASES]
+    names = [method(*case) for case in TARGETS]
     pairs = [(name, "plain SFT") for name in names] + [(name, names[0]) for name in names[1:]]
     for ours, theirs in pairs:
         for seed, one in zip(seeds, rows, strict=True):
@@ -182,9 +198,7 @@ def losses_table(seeds: list[int], rows: list[dict[str, dict[str, Any]]]) -> lis
 def report(heres: list[Path], controls: list[Path], seeds: list[int], note: str) -> str:
     """The results as Markdown."""
     cases = [measured(here) for here in heres]
-    rows = [
-        row_losses(here / "target-0", adapters(here, control)) for here, control in zip(heres, controls, strict=True)
-    ]
+    rows = [held_out(here, control) for here, control in zip(heres, controls, strict=True)]
     summary = json.loads((heres[0] / "scored" / "summary.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
     lines = [
@@ -194,7 +208,7 @@ def report(heres: list[Path], controls: list[Path], seeds: list[int], note: str)
         f"Custom set, utility reference and held-out rows as in real_toss.md; harmful reference: {HARMFUL_ROWS} rows,",
         f"{DEGRADED_EPOCHS} epochs; {ROUNDS} rounds that promote {PROMOTE} rows each and retrain from scratch; discard",
         "0.1. These settings were fixed before the first run; promotion by row means was added when the outcome of the",
-        "first promotion by top tokens was seen.",
+        "first promotion by top tokens was seen, and a target trained for its first round alone.",
         "",
         "## What the rounds do to the scores",
         "",
