@@ -30,11 +30,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the tiny model and the watching are the tests' own
 from runs import tiny_fit  # noqa: E402
-from tiny import save_tiny_model, some_pairs, write_rows  # noqa: E402
-from torture import ELSEWHERE, KINDS, Watch, files_of, in_child  # noqa: E402
-
-from toss_lightning.errors import StoreError  # noqa: E402
-from toss_lightning.loops.checkpoints import newest  # noqa: E402
+from tiny import save_tiny_model, write_sets  # noqa: E402
+from torture import ELSEWHERE, KINDS, Watch, differences, in_child  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "kill_a_rank.md"
 RANKS = 2
@@ -54,11 +51,7 @@ class Pair:
     def __init__(self, work: Path, patience: float) -> None:
         self.work, self.patience = work, patience
         self.model = save_tiny_model(work / "model")
-        self.sets = {
-            "custom": write_rows(work / "custom.jsonl", some_pairs(14), label="benign"),
-            "utility": write_rows(work / "utility.jsonl", some_pairs(10, start=1)),
-            "harmful": write_rows(work / "harmful.jsonl", some_pairs(8, start=2)),
-        }
+        self.sets = write_sets(work)
         self.doing = [mmap.mmap(-1, 1) for _ in range(RANKS)]
         started = time.monotonic()
         self.finish(work / "undisturbed")
@@ -66,10 +59,6 @@ class Pair:
 
     def start(self, run_dir: Path) -> list[int]:
         """Forks both processes, which start the run or resume it; returns their process ids."""
-        try:
-            checkpoint: str | None = str(newest(run_dir / "checkpoints"))
-        except StoreError:
-            checkpoint = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -83,7 +72,7 @@ class Pair:
                 self.model,
                 self.sets,
                 run_dir,
-                ckpt_path=checkpoint,
+                ckpt_path="auto",
                 loop={"rounds": 2, "promote": 2},
                 data={"score_every": 2, "max_tokens": 30},
                 checkpoint_every=3,
@@ -134,11 +123,6 @@ class Pair:
             entered += now == kind != before
             before = now
             time.sleep(1e-4)
-
-    def differences(self, run_dir: Path) -> list[str]:
-        """Files that are not byte for byte those of the undisturbed run."""
-        ours, theirs = files_of(run_dir), files_of(self.work / "undisturbed")
-        return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
 
     def _log(self, run_dir: Path, rank: int) -> Path:
         return self.work / f"{run_dir.name}-{rank}.log"
@@ -193,7 +177,7 @@ def main() -> int:
             if (hit := pair.kill(run_dir, rank, draw.choice([*KINDS, ELSEWHERE]), draw)) is None:
                 continue
             pair.finish(run_dir)
-            differing = pair.differences(run_dir)
+            differing = differences(run_dir, pair.work / "undisturbed")
             doing, other, seconds = hit
             outcomes.append((doing, rank, other, seconds, bool(differing)))
             print(len(outcomes), f"process {rank}, {doing}; the other {other} ({seconds:.1f} s)", differing, flush=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import save_tiny_model, some_pairs, write_rows
+from tiny import save_tiny_model, write_sets
 
 # One thread per test process is fastest for tiny models, and makes sums come out the same on every machine.
 torch.set_num_threads(1)
@@ -48,9 +48,4 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Paths of small custom, utility and harmful sets."""
-    folder = tmp_path_factory.mktemp("sets")
-    return {
-        "custom": write_rows(folder / "custom.jsonl", some_pairs(14), label="benign", source="made"),
-        "utility": write_rows(folder / "utility.jsonl", some_pairs(10, start=1)),
-        "harmful": write_rows(folder / "harmful.jsonl", some_pairs(8, start=2)),
-    }
+    return write_sets(tmp_path_factory.mktemp("sets"))

@@ -41,3 +41,10 @@ def tiny_fit(
     )
     fit.fit(WeightedLoraModule(**settings), datamodule, ckpt_path=ckpt_path)
     return fit
+
+
+def artifacts(run_dir: Path) -> dict[str, bytes]:
+    """Every byte that a run leaves for others, path -> content; what is hidden or half-written is there too."""
+    folders = ("adapters", "scores", "selection", "promoted")
+    files = [file for name in folders for file in (run_dir / name).rglob("*") if file.is_file()]
+    return {str(file.relative_to(run_dir)): file.read_bytes() for file in files}

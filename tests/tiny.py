@@ -77,6 +77,15 @@ def some_pairs(count: int, start: int = 0) -> list[tuple[str, str]]:
     return pairs
 
 
+def write_sets(folder: Path) -> dict[str, str]:
+    """Writes small custom, utility and harmful sets; returns set -> path."""
+    return {
+        "custom": write_rows(folder / "custom.jsonl", some_pairs(14), label="benign", source="made"),
+        "utility": write_rows(folder / "utility.jsonl", some_pairs(10, start=1)),
+        "harmful": write_rows(folder / "harmful.jsonl", some_pairs(8, start=2)),
+    }
+
+
 def nf4_config() -> BitsAndBytesConfig:
     """4-bit as a stranger would ask plain transformers for it."""
     return BitsAndBytesConfig(

@@ -24,13 +24,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from runs import tiny_fit
-from tiny import save_tiny_model, some_pairs, write_rows
+from runs import artifacts, tiny_fit
+from tiny import save_tiny_model, write_sets
 
 from toss_lightning.data import TossDataModule
-from toss_lightning.errors import StoreError
 from toss_lightning.loops import TossProLoop, toss_pro
-from toss_lightning.loops.checkpoints import PlanCheckpoint, newest
+from toss_lightning.loops.checkpoints import PlanCheckpoint
 
 KINDS: dict[str, list[tuple[Any, str]]] = {
     "training": [(_TrainingEpochLoop, "advance")],
@@ -42,8 +41,6 @@ KINDS: dict[str, list[tuple[Any, str]]] = {
 }
 """Kind of work -> the functions that do it."""
 ELSEWHERE = "elsewhere"
-ARTIFACTS = ("adapters", "scores", "selection", "promoted")
-"""What must come out the same."""
 
 
 @dataclass
@@ -113,24 +110,16 @@ class Torture:
         self.work, self.random = work, random.Random(seed)
         work.mkdir(parents=True)
         self.model = save_tiny_model(work / "model")
-        self.sets = {
-            "custom": write_rows(work / "custom.jsonl", some_pairs(14), label="benign"),
-            "utility": write_rows(work / "utility.jsonl", some_pairs(10, start=1)),
-            "harmful": write_rows(work / "harmful.jsonl", some_pairs(8, start=2)),
-        }
+        self.sets = write_sets(work)
         self.shared = mmap.mmap(-1, 1)
         self.durations = self._undisturbed()
 
     def _fit(self, run_dir: Path) -> None:
-        try:
-            checkpoint: str | None = str(newest(run_dir / "checkpoints"))
-        except StoreError:
-            checkpoint = None
         tiny_fit(
             self.model,
             self.sets,
             run_dir,
-            ckpt_path=checkpoint,
+            ckpt_path="auto",
             loop={"rounds": 2, "promote": 2},
             data={"score_every": 2},
             checkpoint_every=3,
@@ -185,10 +174,9 @@ class Torture:
             moments.append(self.draw(self.random.choice(list(KINDS))))
         killed = [self.kill(run_dir, moment) for moment in moments]
         _check(os.waitpid(in_child(lambda: self._fit(run_dir), log), 0)[1], log)
-        ours, theirs = files_of(run_dir), files_of(self.work / "undisturbed")
         return {
             "killed in": [doing for doing in killed if doing is not None],
-            "differences": sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)),
+            "differences": differences(run_dir, self.work / "undisturbed"),
         }
 
     def until(self, each: int, kills: int = 0) -> Iterator[dict[str, Any]]:
@@ -200,10 +188,10 @@ class Torture:
             yield outcome
 
 
-def files_of(run_dir: Path) -> dict[str, bytes]:
-    """Everything that must come out the same, path -> content; what is hidden is there too."""
-    files = [path for name in ARTIFACTS for path in (run_dir / name).rglob("*") if path.is_file()]
-    return {str(path.relative_to(run_dir)): path.read_bytes() for path in files}
+def differences(run_dir: Path, undisturbed: Path) -> list[str]:
+    """Files that are not byte for byte those of the undisturbed run."""
+    ours, theirs = artifacts(run_dir), artifacts(undisturbed)
+    return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
 
 
 def _check(status: int, log: Path) -> None:

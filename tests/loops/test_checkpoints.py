@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from runs import tiny_fit
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from runs import artifacts, tiny_fit
 from tiny import save_tiny_model
 
 from toss_lightning.errors import Stopped, StoreError
@@ -23,13 +24,6 @@ from toss_lightning.selection import GlobalTopFraction
 RUN: dict[str, Any] = {"loop": {"rounds": 1, "promote": 2}}
 STEPS = 24
 """6 steps of utility, 4 of degraded, 6 of degraded-1, 8 of target."""
-
-
-def artifacts(run_dir: Path) -> dict[str, bytes]:
-    """Every byte that a run leaves for others."""
-    files = [file for name in ("scores", "selection", "promoted") for file in (run_dir / name).rglob("*")]
-    files += run_dir.glob("adapters/*/*")
-    return {str(file.relative_to(run_dir)): file.read_bytes() for file in files if file.is_file()}
 
 
 def names(run_dir: Path) -> list[str]:
@@ -196,6 +190,22 @@ def test_only_checkpoints_are_moved(tmp_path: Path) -> None:
     ]
 
 
+def test_processes_that_found_different_checkpoints_do_not_go_on(
+    tiny_model, tiny_sets, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    # the first process has found a checkpoint of step 12, and this one another
+    broadcast = SingleDeviceStrategy.broadcast
+    monkeypatch.setattr(
+        SingleDeviceStrategy,
+        "broadcast",
+        lambda self, value, src=0: (12, 4, None) if isinstance(value, tuple) else broadcast(self, value, src),
+    )
+    with pytest.raises(StoreError, match=r"the processes resumed from different checkpoints \(this one at step 24\)"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path / "run", **RUN, ckpt_path="last")
+    assert names(tmp_path / "run") == names(finished)
+
+
 # --- a checkpoint of another run --------------------------------------------------------------------------------------
 
 
@@ -332,7 +342,8 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from lightning.pytorch import Callback
-from runs import tiny_fit
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from runs import artifacts, tiny_fit
 from toss_lightning.errors import Stopped
 
 class Signal(Callback):

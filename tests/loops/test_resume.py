@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from runs import tiny_fit
+from runs import artifacts, tiny_fit
 from safetensors.torch import load_file
 
 from toss_lightning.data import TossDataModule
@@ -28,13 +28,6 @@ RUN: dict[str, Any] = {
 }
 STEPS = 32
 """6 steps of utility, 4 of degraded, 6 of degraded-1, 8 of sft, 8 of target."""
-
-
-def artifacts(run_dir: Path) -> dict[str, bytes]:
-    """Every byte that a run leaves for others."""
-    files = [file for name in ("scores", "selection", "promoted") for file in (run_dir / name).rglob("*")]
-    files += run_dir.glob("adapters/*/*")
-    return {str(file.relative_to(run_dir)): file.read_bytes() for file in files if file.is_file()}
 
 
 def facts(run_dir: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from runs import tiny_fit
+from runs import artifacts, tiny_fit
 from tiny import WORDS, save_tiny_model, some_pairs, write_rows
 from transformers import AutoModelForCausalLM
 
@@ -21,12 +21,6 @@ from toss_lightning.scores import TokenScores
 from toss_lightning.selection import GlobalTopFraction, PerRowTopFraction, TokenWeights
 
 WITH_CONTROL = ("utility", "degraded", "score", "select", "sft", "target")
-
-
-def artifacts(run_dir: Path) -> dict[str, bytes]:
-    """Every byte that a run leaves for others."""
-    files = [*run_dir.glob("adapters/*/*.safetensors"), *(run_dir / "scores").rglob("*"), *run_dir.glob("selection/*")]
-    return {str(file.relative_to(run_dir)): file.read_bytes() for file in files if file.is_file()}
 
 
 def scored(run_dir: Path) -> dict[str, bytes]:

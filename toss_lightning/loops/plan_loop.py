@@ -291,7 +291,7 @@ class PlanLoop(_FitLoop, ABC):
         new = self.datamodule.plan_stage().accumulate
         if old == new:
             return
-        say(f"resumed with {new} micro-batches per step and process, not {old}: results differ by rounding alone")
+        say(f"resumed with {new} micro-batches per step and process, not {old}: losses differ by rounding")
         counter: Any = self.epoch_loop.batch_progress.current
         steps, unfinished = counter.ready // old, counter.ready - counter.completed
         counter.ready = counter.started = counter.processed = steps * new
