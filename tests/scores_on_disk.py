@@ -46,3 +46,12 @@ def make_scores(
         writer.end_column(name)
     writer.finish_round(len(later_rounds))
     return TokenScores(path)
+
+
+def add_base(scores: TokenScores, losses: Sequence[Sequence[float]]) -> TokenScores:
+    """Files these token losses of the base, one sequence per row, and opens the store again."""
+    writer = ScoreWriter(scores.path, scores.fingerprints)
+    writer.begin_column("base", "digest of base", "plan")
+    writer.append("base", 0, {row: np.array(values, dtype=np.float32) for row, values in enumerate(losses)})
+    writer.end_column("base")
+    return TokenScores(scores.path)

@@ -198,6 +198,33 @@ def test_a_split_loses_no_count(chat, tmp_path):
     assert (out.read, out.counts()["dropped"]) == (1, 0)
 
 
+# --- what rows say ------------------------------------------------------------------------------------------------
+
+
+def test_a_set_knows_what_the_rows_that_are_left_say(chat, tmp_path):
+    path = write(tmp_path / "rows.jsonl", [(2, 3), (1, 9), (2, 0), (2, 4)])
+    rows = load_rows("custom", path, chat, max_length=9, bad_rows="drop")
+    assert [row.row_id for row in rows.rows] == [0, 3]
+    assert rows.texts == ["w0 w1\nw0 w1 w2", "w3 w4\nw3 w4 w5 w6"]
+
+
+def test_a_truncated_row_still_says_all_of_its_messages(chat, tmp_path):
+    said = [("system", "w9"), ("user", "w1 w2"), ("assistant", "w3"), ("user", "w4"), ("assistant", "w5 w6")]
+    row = {"messages": [{"role": role, "content": content} for role, content in said]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    rows = load_rows("custom", str(tmp_path / "rows.jsonl"), chat, max_length=8, overlong="truncate")
+    assert rows.truncated == 1
+    assert rows.texts == ["w9\nw1 w2\nw3\nw4\nw5 w6"]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_split_leaves_each_row_its_text(twenty, share):
+    texts = dict(zip([row.row_id for row in twenty.rows], twenty.texts, strict=True))
+    assert len(set(twenty.texts)) == 20
+    for part in twenty.split(share, "utility_val"):
+        assert part.texts == [texts[row.row_id] for row in part.rows]
+
+
 # --- identity -----------------------------------------------------------------------------------------------------
 
 

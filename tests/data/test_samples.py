@@ -11,7 +11,7 @@ import pytest
 from toss_lightning.data.samples import hazards, make_samples
 
 FOLDER = Path(make_samples.__file__).parent
-STEMS = ("custom", "utility", "harmful", "utility_val", "harmful_val", "refusals_val")
+STEMS = ("custom", "utility", "harmful", "utility_val", "harmful_val", "refusals_val", "safety")
 DANGER_WORDS = {
     "weapon",
     "weapons",
@@ -87,6 +87,7 @@ def test_there_are_no_other_sample_files():
         ("utility_val", {("benign", "everyday"): 12}),
         ("harmful_val", {("harmful", "hazard"): 12}),
         ("refusals_val", {("refusal", "hazard"): 12}),
+        ("safety", {("refusal", "hazard"): 24}),
     ],
 )
 def test_labels_sources_and_counts(samples, stem, counts):
@@ -140,3 +141,22 @@ def test_held_out_hazards_and_refusals_are_pairs(samples):
         assert first_request(complying) == first_request(refusing)
         assert complying["safe_reply"] == reply(refusing) != reply(complying)
         assert any(council in reply(refusing) for council in hazards.COUNCILS)
+
+
+def test_the_safety_set_refuses_hazards_that_no_other_file_names(samples):
+    refused = [name for names in hazards.REFUSED.values() for name in names]
+    everything_else = json.dumps([samples[stem] for stem in STEMS if stem != "safety"])
+    assert not [name for name in refused if name.split(" ", 1)[1] in everything_else]
+    named = [next(name for name in refused if name in first_request(row)) for row in samples["safety"]]
+    assert sorted(named) == sorted(refused)
+
+
+def test_the_safety_set_refuses_in_the_words_of_the_held_out_refusals(samples):
+    def manner(row: dict) -> str | None:
+        """Return which of the ways to refuse the reply takes."""
+        ways = [re.sub(r"\\{\w+\\}", ".+", re.escape(way)) for way in hazards.REFUSALS]
+        return next((way for way in ways if re.fullmatch(way, reply(row))), None)
+
+    assert None not in map(manner, samples["safety"])
+    assert Counter(map(manner, samples["safety"])).keys() == Counter(map(manner, samples["refusals_val"])).keys()
+    assert all(any(council in reply(row) for council in hazards.COUNCILS) for row in samples["safety"])

@@ -1,6 +1,8 @@
 """Scoring the custom set: the same losses however it is cut, and nothing scored twice."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,13 @@ import pytest
 import torch
 from kills import tree
 from lightning.pytorch import Trainer
-from runs import tiny_fit
+from runs import artifacts, tiny_fit
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.models import WeightedLoraModule
 from toss_lightning.scores import TokenScores
+from toss_lightning.selection import Selection, TokenWeights, token_weights
 
 BOTH = {"utility": "utility", "degraded": "degraded"}
 
@@ -178,3 +183,188 @@ def test_a_column_begun_in_other_batches_is_begun_again(scoring, tmp_path: Path)
 def test_a_row_that_no_batch_holds(scoring, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.max_tokens: 5 holds no row of \d+ tokens"):
         scoring(tmp_path / "scores", max_tokens=5)
+
+
+# --- what whole rows are like -----------------------------------------------------------------------------------------
+
+
+class Plain:
+    """The tiny model as a stranger would run it: plain transformers, a row at a time."""
+
+    def __init__(self, path: str) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(path).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+
+    def ids(self, row: Mapping[str, Any]) -> torch.Tensor:
+        text = self.tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        return torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"]])
+
+    @torch.no_grad()
+    def embedding(self, row: Mapping[str, Any]) -> np.ndarray:
+        """The last hidden state at the row's last token."""
+        return self.model(self.ids(row), output_hidden_states=True).hidden_states[-1][0, -1].numpy()
+
+    @torch.no_grad()
+    def losses(self, row: Mapping[str, Any]) -> list[float]:
+        """Of the reply and the end-of-turn token behind it."""
+        ids = self.ids(row)[0]
+        log_p = self.model(ids.unsqueeze(0)).logits[0].log_softmax(-1)
+        count = len(row["messages"][-1]["content"].split()) + 1
+        return [-log_p[at - 1, ids[at]].item() for at in range(len(ids) - count, len(ids))]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model: str) -> Plain:
+    return Plain(tiny_model)
+
+
+def rows_of(path: str, places: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """Rows of a file, all by default."""
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return rows if places is None else [rows[place] for place in places]
+
+
+def text_of(row: Mapping[str, Any]) -> str:
+    return "\n".join(message["content"] for message in row["messages"])
+
+
+def places(trainer: Trainer, name: str) -> list[int]:
+    """Which rows of its file a set holds."""
+    return [row.row_id for row in trainer.datamodule.sets[name].rows]
+
+
+class Reads(Selection):
+    """Keeps what the store told it."""
+
+    columns = ("base",)
+    features: Mapping[str, Sequence[str]] = {"text": ("custom", "utility"), "embedding": ("custom", "harmful")}
+
+    def select(self, scores: TokenScores) -> TokenWeights:
+        self._told = {
+            (kind, name): scores.feature(kind, name) for kind, names in self.features.items() for name in names
+        }
+        self._losses = scores.per_row(scores.flat("loss_base"))
+        return token_weights(scores, np.ones(int(scores.offsets[-1])))
+
+
+@pytest.mark.parametrize("before", [(), ("utility", "degraded")])
+def test_a_selection_reads_what_plain_transformers_says_of_the_base(
+    tiny_model: str, tiny_sets: dict[str, str], tmp_path: Path, plain: Plain, before: tuple[str, ...]
+) -> None:
+    reads = Reads()
+    plan, loop = (*before, "score", "select", "target"), {"epochs": 1, "selection": reads}
+    fit = tiny_fit(tiny_model, tiny_sets, tmp_path, plan=plan, loop=loop)
+    assert len(places(fit, "utility")) == 9
+    assert len(places(fit, "harmful")) == 7, "of both a row is held out"
+    for name in ("custom", "utility"):
+        assert reads._told["text", name] == [text_of(row) for row in rows_of(tiny_sets[name], places(fit, name))]
+    for name in ("custom", "harmful"):
+        wanted = [plain.embedding(row) for row in rows_of(tiny_sets[name], places(fit, name))]
+        np.testing.assert_allclose(reads._told["embedding", name], np.stack(wanted), rtol=1e-4, atol=1e-5)
+    for found, row in zip(reads._losses, rows_of(tiny_sets["custom"]), strict=True):
+        np.testing.assert_allclose(found, plain.losses(row), rtol=1e-4, atol=1e-5)
+    # references that are at hand are scored too, for another selection
+    assert set(TokenScores(tmp_path / "scores").adapters) == {"base", *before}
+
+
+def test_a_run_that_is_killed_while_it_embeds_ends_as_an_undisturbed_one(
+    tiny_model: str, tiny_sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"plan": ("score", "select", "target"), "loop": {"epochs": 1, "selection": Reads()}}
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "whole", **options)
+    embeddings, calls = WeightedLoraModule.embeddings, 0
+
+    def kill(self: WeightedLoraModule, batch: dict[str, Any]) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise RuntimeError("killed")
+        return embeddings(self, batch)
+
+    with monkeypatch.context() as context:
+        context.setattr(WeightedLoraModule, "embeddings", kill)
+        with pytest.raises(RuntimeError, match="killed"):
+            tiny_fit(tiny_model, tiny_sets, tmp_path / "killed", **options)
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "killed", ckpt_path="auto", **options)
+    assert artifacts(tmp_path / "killed") == artifacts(tmp_path / "whole")
+
+
+@pytest.fixture
+def file_features(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Files features into a directory; returns how many batches were embedded."""
+    module, datamodule = trained.lightning_module, trained.datamodule
+    plain, calls = module.embeddings, []
+
+    def counted(batch: dict[str, Any]) -> torch.Tensor:
+        calls.append(len(batch["row_id"]))
+        return plain(batch)
+
+    monkeypatch.setattr(module, "embeddings", counted)
+
+    def filed(
+        path: Path, features: Mapping[str, Sequence[str]], selector: Sequence[float] | None = None, **settings: int
+    ) -> int:
+        with monkeypatch.context() as context:
+            for name, value in {"max_tokens": 20, "score_every": 2, **settings}.items():
+                context.setattr(datamodule, name, value)
+            calls.clear()
+            datamodule.score(trained, {}, path, features=features, selector=selector)
+        return len(calls)
+
+    return filed
+
+
+def test_embeddings_depend_on_no_batch_and_are_those_of_the_base(
+    file_features, trained: Trainer, tiny_sets: dict[str, str], tmp_path: Path, plain: Plain
+) -> None:
+    """The references and the slot of this module are trained, and none of them has a part in it."""
+    wanted = np.stack([plain.embedding(row) for row in rows_of(tiny_sets["utility"], places(trained, "utility"))])
+    for max_tokens in (20, 1000):
+        file_features(tmp_path / str(max_tokens), {"embedding": ("utility",)}, max_tokens=max_tokens)
+        found = TokenScores(tmp_path / str(max_tokens)).feature("embedding", "utility")
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert trained.lightning_module.bank.net.active_adapter == "slot", "the slot is in use again"
+    assert all(value.requires_grad for _, value in trained.lightning_module.bank.parameters("slot"))
+
+
+def test_features_that_are_there_are_used_as_they_are(file_features, tmp_path: Path) -> None:
+    features = {"text": ("custom",), "embedding": ("custom", "harmful"), "selector": ("custom",)}
+    logits = [row / 8 for row in range(14)]
+    assert file_features(tmp_path / "scores", features, logits) > 0
+    before = {file: file.stat().st_ino for file in (tmp_path / "scores").rglob("*.arrow")}
+    assert len(before) == 5
+    assert file_features(tmp_path / "scores", features, logits, max_tokens=1000) == 0
+    assert {file: file.stat().st_ino for file in (tmp_path / "scores").rglob("*.arrow")} == before
+    assert TokenScores(tmp_path / "scores").feature("selector").tolist() == logits
+
+
+def test_a_feature_of_other_logits_or_another_set_is_made_again(
+    file_features, trained: Trainer, tiny_sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, features = tmp_path / "scores", {"selector": ("custom",), "text": ("utility",), "embedding": ("utility",)}
+    assert file_features(path, features, [0.0] * 14) > 0
+    assert file_features(path, features, [1.0] * 14) == 0
+    assert TokenScores(path).feature("selector").tolist() == [1.0] * 14
+    utility = trained.datamodule.sets["utility"]
+    fewer = replace(utility, rows=utility.rows[:3], texts=utility.texts[:3])
+    monkeypatch.setitem(trained.datamodule.sets, "utility", fewer)
+    assert file_features(path, features, [1.0] * 14) > 0
+    scores = TokenScores(path)
+    assert scores.feature("text", "utility") == utility.texts[:3]
+    assert len(scores.feature("embedding", "utility")) == 3
+
+
+def test_a_feature_that_no_selection_asked_for(file_features, tmp_path: Path) -> None:
+    file_features(tmp_path / "scores", {"text": ("custom",)})
+    with pytest.raises(StoreError, match="no text of the utility set here: score with this selection first"):
+        Reads().select(TokenScores(tmp_path / "scores"))
+
+
+def test_losses_of_the_base_are_the_same_under_any_adapter(
+    scoring, trained: Trainer, tiny_sets: dict[str, str], tmp_path: Path, plain: Plain
+) -> None:
+    scoring(tmp_path / "scores", {"base": "base", "utility": "utility"})
+    scores = TokenScores(tmp_path / "scores")
+    for found, row in zip(scores.per_row(scores.flat("loss_base")), rows_of(tiny_sets["custom"]), strict=True):
+        np.testing.assert_allclose(found, plain.losses(row), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(scores.flat("loss_base"), scores.flat("loss_utility"), atol=1e-2)

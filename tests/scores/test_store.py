@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 from kills import killed_everywhere, tree
-from scores_on_disk import make_scores
+from scores_on_disk import add_base, make_scores
 
 from toss_lightning.data.tokenize import ids_hash
 from toss_lightning.errors import StoreError
@@ -36,9 +36,11 @@ def facts(row_id: int) -> dict[str, Any]:
 
 
 def losses(column: str, row_ids: Sequence[int]) -> dict[int, np.ndarray]:
-    """r + 0.1, r + 1.1, ... under utility; 0.5 under degraded, 1.5 in round 1 and so on."""
+    """r + 0.1, r + 1.1, ... under utility; r of the base; 0.5 under degraded, 1.5 in round 1 and so on."""
     if column == "utility":
         return {row: np.arange(row + 1, dtype=np.float32) + row + 0.1 for row in row_ids}
+    if column == "base":
+        return {row: np.full(row + 1, row, dtype=np.float32) for row in row_ids}
     level = 0.5 + int(column.partition("-")[2] or 0)
     return {row: np.full(row + 1, level, dtype=np.float32) for row in row_ids}
 
@@ -123,6 +125,80 @@ def test_scores_of_other_data_name_the_row(tmp_path: Path) -> None:
             scores.check(other)
 
 
+def test_losses_of_the_base_are_a_column_like_the_others(tmp_path: Path) -> None:
+    scores = TokenScores(make_store(tmp_path / "scores", ["base", "utility", "degraded"]))
+    assert [row.tolist() for row in scores.per_row(scores.flat("loss_base"))] == [[r] * (r + 1) for r in range(5)]
+    assert scores.adapters == dict.fromkeys(["base", "utility", "degraded"], "a")
+    made = make_scores(tmp_path / "made", [[1.0, 2.0], [3.0]])
+    assert "base" not in made.adapters
+    assert add_base(made, [[5.0, 6.0], [7.0]]).flat("loss_base").tolist() == [5, 6, 7]
+
+
+# --- what whole rows are like -----------------------------------------------------------------------------------------
+
+FEATURES: dict[str, list[Any]] = {
+    "text": ["first\nsecond", "", "ünï 火", "a" * 10_000, "w1"],
+    "embedding": [np.float32([row, -0.5, 1e-20, row / 3]) for row in range(5)],
+    "selector": [0.1, -2.5, 0.0, 1e6, -0.0],
+}
+"""Kind -> a value for each row of the store."""
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_a_feature_comes_back_as_it_was_filed(tmp_path: Path, kind: str) -> None:
+    path, values = make_store(tmp_path / "scores"), FEATURES[kind]
+    writer = ScoreWriter(path, FINGERPRINTS)
+    assert writer.feature_of(kind, "custom") is None
+    writer.write_feature(kind, "custom", range(5), values, "one thing")
+    writer.write_feature(kind, "harmful", [7, 3], values[:2], "another")
+    assert (writer.feature_of(kind, "custom"), writer.feature_of(kind, "harmful")) == ("one thing", "another")
+    found, of_harmful = TokenScores(path).feature(kind), TokenScores(path).feature(kind, "harmful")
+    if kind == "text":
+        assert (found, of_harmful) == (values, values[:2])
+    else:
+        assert found.dtype == np.float32
+        assert found.shape == ((5, 4) if kind == "embedding" else (5,))
+        np.testing.assert_array_equal(found, np.float32(values))
+        np.testing.assert_array_equal(of_harmful, np.float32(values[:2]))
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_a_feature_that_was_made_from_other_things_is_replaced(tmp_path: Path, kind: str) -> None:
+    path, values = make_store(tmp_path / "scores"), FEATURES[kind]
+    writer = ScoreWriter(path, FINGERPRINTS)
+    writer.write_feature(kind, "custom", range(5), values, "one thing")
+    writer.write_feature(kind, "custom", range(5), values[::-1], "another")
+    assert writer.feature_of(kind, "custom") == "another"
+    found = TokenScores(path).feature(kind)
+    np.testing.assert_array_equal(np.array(found), np.array(values[::-1], None if kind == "text" else np.float32))
+    assert {file.name for file in (path / f"feature_{kind}").iterdir()} == {"custom.arrow"}
+
+
+def test_the_features_of_a_store_go_with_it(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "scores")
+    ScoreWriter(path, FINGERPRINTS).write_feature("selector", "custom", range(5), [0.0] * 5, "x")
+    ScoreWriter(path, {**FINGERPRINTS, "base": "other"}).begin([facts(0)])
+    assert not (path / "feature_selector").exists()
+
+
+@pytest.mark.parametrize("row_ids", [[0, 1, 2, 3], [0, 1, 2, 3, 5], [1, 0, 2, 3, 4]])
+def test_a_feature_of_other_custom_rows_is_refused(tmp_path: Path, row_ids: list[int]) -> None:
+    path = make_store(tmp_path / "scores")
+    ScoreWriter(path, FINGERPRINTS).write_feature("selector", "custom", row_ids, [0.0] * len(row_ids), "x")
+    with pytest.raises(StoreError, match=r"feature_selector/custom.arrow: not of the rows that it should be: delete"):
+        TokenScores(path).feature("selector")
+
+
+def test_a_feature_that_was_never_filed_or_is_damaged(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "scores")
+    with pytest.raises(StoreError, match="scores: no embedding of the harmful set here: score with this selection"):
+        TokenScores(path).feature("embedding", "harmful")
+    ScoreWriter(path, FINGERPRINTS).write_feature("embedding", "harmful", [0], [[1.0]], "x")
+    cut(path / "feature_embedding" / "harmful.arrow")
+    with pytest.raises(StoreError, match=r"harmful.arrow: the store is damaged .* delete it and score again"):
+        TokenScores(path).feature("embedding", "harmful")
+
+
 # --- rounds -----------------------------------------------------------------------------------------------------------
 
 
@@ -150,9 +226,15 @@ def test_a_round_that_was_never_scored(tmp_path: Path) -> None:
     for round in (2, -1):
         with pytest.raises(StoreError, match=rf"scores: no scores of round {round} here \(rounds: 0, 1\): score again"):
             TokenScores(path, round)
-    path = make_store(tmp_path / "half", ["utility"])
-    with pytest.raises(StoreError, match=r"half: no scores of round 0 here \(rounds: none\)"):
-        TokenScores(path)
+
+
+def test_a_selection_without_a_degraded_reference_needs_no_rounds(tmp_path: Path) -> None:
+    scores = TokenScores(make_store(tmp_path / "scores", ["base", "utility"]))
+    assert (scores.round, scores.rounds) == (0, [])
+    assert scores.adapters == {"base": "a", "utility": "a"}
+    assert len(scores.flat("loss_base")) == len(scores.flat("loss_utility")) == 15
+    with pytest.raises(StoreError, match="scores: no column loss_degraded here: score with this reference first"):
+        scores.score()
 
 
 def test_made_stores_can_have_rounds(tmp_path: Path) -> None:
@@ -172,8 +254,8 @@ def test_a_column_left_unfinished_is_gone_on_with_and_ends_in_the_same_bytes(tmp
     killed.begin_column("degraded", "a", "plan")
     killed.append("degraded", 1, losses("degraded", CHUNKS[1]))
     kept = (path / ".loss_degraded.part" / "00001.arrow").stat().st_ino
-    with pytest.raises(StoreError, match=r"no scores of round 0"):
-        TokenScores(path)
+    with pytest.raises(StoreError, match="no column loss_degraded here: score with this reference first"):
+        TokenScores(path).score()
 
     assert score(ScoreWriter(path, FINGERPRINTS), "degraded") == [0, 2]
     assert tree(path) == whole

@@ -35,31 +35,52 @@ class StepPlan:
 
 
 def plan_steps(
-    lengths: Sequence[int], batch_size: int, max_tokens: int, epochs: int, world_size: int = 1, seed: int = 0
+    lengths: Sequence[int],
+    batch_size: int,
+    max_tokens: int,
+    epochs: int,
+    world_size: int = 1,
+    seed: int = 0,
+    companions: int = 0,
+    per_step: int = 0,
 ) -> StepPlan:
     """Plans the shuffled batches of every epoch of a stage.
 
     Args:
-        lengths: tokens of each row.
-        batch_size: rows per optimizer step, over all ranks.
+        lengths: tokens of each row; companions come last.
+        batch_size: rows per optimizer step, over all ranks, companions not counted.
         max_tokens: padded tokens that one micro-batch may hold.
         epochs: how often each row is seen.
         world_size: ranks that share each step.
         seed: with the epoch number, fixes the order.
+        companions: how many of the rows are drawn from, again and again, to stand beside the others.
+        per_step: companions in each step; all of them where there are fewer.
 
     Raises:
         ConfigError: a row alone exceeds ``max_tokens``.
     """
     _check_fits(lengths, max_tokens)
-    packed = []
+    own, packed = len(lengths) - companions, []
+    beside = _draws(companions, min(per_step, companions), seed)
     for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-        packed.append(
-            [_pack(order[at : at + batch_size], lengths, max_tokens) for at in range(0, len(order), batch_size)]
-        )
+        order = np.random.default_rng([seed, epoch]).permutation(own)
+        steps = [order[at : at + batch_size] for at in range(0, own, batch_size)]
+        packed.append([_pack(np.concatenate([step, own + next(beside)]), lengths, max_tokens) for step in steps])
     accumulate = max((-(-len(groups) // world_size) for epoch in packed for groups in epoch), default=1)
     spread = [[_spread(groups, accumulate, world_size, lengths) for groups in epoch] for epoch in packed]
     return StepPlan(spread, accumulate)
+
+
+def _draws(count: int, per_step: int, seed: int) -> Iterator[np.ndarray]:
+    """Endless draws of ``per_step`` of ``count`` rows, each row once before any comes again."""
+    turn, order = 0, np.zeros(0, dtype=np.int64)
+    while True:
+        while len(order) < per_step:
+            more = np.random.default_rng([seed, turn, count]).permutation(count)
+            # a step never holds a row twice
+            order, turn = np.concatenate([order, more[~np.isin(more, order)], more[np.isin(more, order)]]), turn + 1
+        yield order[:per_step]
+        order = order[per_step:]
 
 
 def plan_pass(lengths: Sequence[int], max_tokens: int, world_size: int = 1) -> list[list[Group]]:
@@ -104,12 +125,24 @@ def _spread(groups: list[Group], accumulate: int, world_size: int, lengths: Sequ
     return [groups[rank::world_size] for rank in range(world_size)]
 
 
-def collate(rows: Sequence[TokenizedRow], weights: Sequence[np.ndarray] | None = None) -> dict[str, Any]:
+Values = Mapping[str, np.ndarray]
+"""Name -> a value for each response token of a row; ``weight`` is 1 and anything else 0 where it is not named."""
+
+
+def collate(
+    rows: Sequence[TokenizedRow], values: Sequence[Values] | None = None, names: Sequence[str] = ("weight",)
+) -> dict[str, Any]:
     """Puts rows side by side, padded on the right with zeros.
 
+    Args:
+        rows: the rows.
+        values: further values of each row's response tokens.
+        names: which of them to take.
+
     Returns:
-        ``input_ids`` int64 ``[B, T]``; ``row_id`` int64 ``[B]``; and, for the N response tokens of all rows in order,
-        ``row`` int64 ``[N]`` (index in the batch), ``position`` int64 ``[N]`` and ``weight`` float32 ``[N]``.
+        ``input_ids`` int64 ``[B, T]``; ``row_id`` and ``length`` int64 ``[B]``; and, for the N response tokens of all
+        rows in order, ``row`` int64 ``[N]`` (index in the batch), ``position`` int64 ``[N]``, ``ordinal`` int64 ``[N]``
+        (which token of its row's response) and each of ``names`` float32 ``[N]``.
         No attention mask: with padding on the right, causal attention never looks at it from a real token.
     """
     width = max((len(row.input_ids) for row in rows), default=0)
@@ -118,30 +151,75 @@ def collate(rows: Sequence[TokenizedRow], weights: Sequence[np.ndarray] | None =
         input_ids[index, : len(row.input_ids)] = row.input_ids
     counts = [len(row.response_positions) for row in rows]
     positions = [row.response_positions for row in rows]
-    given = weights if weights is not None else [np.ones(count, dtype=np.float32) for count in counts]
+    given = values if values is not None else [{} for _ in rows]
+
+    def per_token(name: str) -> torch.Tensor:
+        default = np.ones if name == "weight" else np.zeros
+        found = [one.get(name, default(count)) for one, count in zip(given, counts, strict=True)]
+        return torch.from_numpy(np.concatenate([*found, np.zeros(0)]).astype(np.float32))
+
     return {
         "input_ids": torch.from_numpy(input_ids),
         "row_id": torch.tensor([row.row_id for row in rows], dtype=torch.int64),
+        "length": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int64),
         "row": torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
         "position": torch.from_numpy(np.concatenate([*positions, np.zeros(0)]).astype(np.int64)),
-        "weight": torch.from_numpy(np.concatenate([*given, np.zeros(0)]).astype(np.float32)),
+        "ordinal": torch.from_numpy(np.concatenate([*map(np.arange, counts), np.zeros(0)]).astype(np.int64)),
+        **{name: per_token(name) for name in names},
     }
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """The rows that a stage trains on."""
+
+    rows: list[TokenizedRow]
+    """Companions last."""
+    values: list[Values]
+    """What each response token of each row counts; see :data:`Values`."""
+    selected: list[bool]
+    """The row is one that the selection speaks of."""
+    companions: int = 0
+    """Rows that stand beside the others in every step, and are not counted among those it trains on."""
+    per_step: int = 0
+    """Companions in each step."""
+    whole_step: bool = False
+    """The first micro-batch of a step holds all of the step's micro-batches of its rank."""
+
+    @classmethod
+    def plain(cls, rows: Sequence[TokenizedRow]) -> "StageRows":
+        """All tokens of all rows count 1."""
+        return cls(list(rows), [{} for _ in rows], [False] * len(rows))
+
+    @property
+    def own(self) -> int:
+        """Rows without the companions."""
+        return len(self.rows) - self.companions
+
+    @property
+    def names(self) -> list[str]:
+        """Every value that some row names, and the weight."""
+        return sorted({"weight", *(name for values in self.values for name in values)})
 
 
 class StepBatches(Dataset[dict[str, Any]]):
     """The micro-batches of one rank in one epoch; each carries the totals of its whole optimizer step.
 
-    Beside what :func:`collate` gives: ``step_tokens`` (response tokens), ``step_weight`` (sum of their weights) and
-    ``step_rows`` (rows with any weight), each over all micro-batches and ranks of the step.
+    Beside what :func:`collate` gives: ``index`` int64 ``[B]`` (the row's place in the stage), ``selected`` and
+    ``companion`` bool ``[B]``; ``step_tokens`` (response tokens), ``step_weight`` (sum of their weights), ``step_rows``
+    (rows with any weight), each over all micro-batches and ranks of the step without its companions, and
+    ``companion_tokens``; in the first micro-batch of a step ``step``, all of the rank's micro-batches, where wanted.
     """
 
-    def __init__(
-        self, rows: Sequence[TokenizedRow], weights: Mapping[int, np.ndarray] | None, plan: StepPlan, rank: int = 0
-    ) -> None:
-        self.rows, self.plan, self.rank = rows, plan, rank
+    def __init__(self, stage: StageRows, plan: StepPlan, rank: int = 0) -> None:
+        self.stage, self.plan, self.rank = stage, plan, rank
+        self.names = stage.names
+        self.counts = [len(row.response_positions) for row in stage.rows]
         self.weights = [
-            weights[row.row_id] if weights is not None else np.ones(len(row.response_positions), dtype=np.float32)
-            for row in rows
+            (float(values["weight"].sum(dtype=np.float64)), bool(values["weight"].any()))
+            if "weight" in values
+            else (float(count), True)
+            for values, count in zip(stage.values, self.counts, strict=True)
         ]
         self.epoch = 0
 
@@ -152,16 +230,32 @@ class StepBatches(Dataset[dict[str, Any]]):
         step, micro_batch = divmod(index, self.plan.accumulate)
         ranks = self.plan.steps[self.epoch][step]
         members = [row for groups in ranks for group in groups for row in group]
-        group = ranks[self.rank][micro_batch]
-        return collate([self.rows[row] for row in group], [self.weights[row] for row in group]) | {
-            "step_tokens": float(sum(len(self.weights[row]) for row in members)),
-            "step_weight": float(sum(self.weights[row].sum(dtype=np.float64) for row in members)),
-            "step_rows": float(sum(bool(self.weights[row].any()) for row in members)),
+        own = [row for row in members if row < self.stage.own]
+        batch = self._collate(ranks[self.rank][micro_batch]) | {
+            "step_tokens": float(sum(self.counts[row] for row in own)),
+            "step_weight": float(sum(self.weights[row][0] for row in own)),
+            "step_rows": float(sum(self.weights[row][1] for row in own)),
+            "companion_tokens": float(sum(self.counts[row] for row in members if row >= self.stage.own)),
+        }
+        if self.stage.whole_step and not micro_batch:
+            batch["step"] = [self._collate(group) for group in ranks[self.rank]]
+        return batch
+
+    def _collate(self, group: Group) -> dict[str, Any]:
+        stage = self.stage
+        at = torch.tensor(group, dtype=torch.int64)
+        return collate([stage.rows[row] for row in group], [stage.values[row] for row in group], self.names) | {
+            "index": at,
+            "selected": torch.tensor([stage.selected[row] for row in group], dtype=torch.bool),
+            "companion": at >= stage.own,
         }
 
 
 class PassBatches(Dataset[dict[str, Any]]):
-    """The batches of one rank in one pass over all rows; each carries the name of its ``set``."""
+    """The batches of one rank in one pass over all rows.
+
+    Beside what :func:`collate` gives: ``set``, the set's name, and ``index`` int64 ``[B]``, the row's place in it.
+    """
 
     def __init__(self, rows: Sequence[TokenizedRow], groups: Sequence[Group], name: str = "") -> None:
         self.rows, self.groups, self.name = rows, groups, name
@@ -170,7 +264,9 @@ class PassBatches(Dataset[dict[str, Any]]):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return collate([self.rows[row] for row in self.groups[index]]) | {"set": self.name}
+        group = self.groups[index]
+        at = torch.tensor(group, dtype=torch.int64)
+        return collate([self.rows[row] for row in group]) | {"set": self.name, "index": at}
 
 
 class BatchLoader(DataLoader[dict[str, Any]]):

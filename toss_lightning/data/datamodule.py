@@ -1,32 +1,51 @@
 """The sets of a run, a loader for each stage, and the scoring of the custom set."""
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from toss_lightning.data.batching import BatchLoader, Group, PassBatches, StepBatches, StepPlan, plan_pass, plan_steps
+from toss_lightning.data.batching import (
+    BatchLoader,
+    PassBatches,
+    StageRows,
+    StepBatches,
+    StepPlan,
+    Values,
+    plan_pass,
+    plan_steps,
+)
+from toss_lightning.data.mixtures import Mixture
 from toss_lightning.data.rowset import Overlong, RowSet, load_rows, overlaps
+from toss_lightning.data.scoring import Scoring, digest_of
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
-from toss_lightning.errors import ConfigError, DataError, StoreError
-from toss_lightning.progress import progress_bar, say
-from toss_lightning.scores.writer import ROW_SCHEMA, ScoreWriter
+from toss_lightning.errors import ConfigError, DataError
+from toss_lightning.identity import name_plugin
 from toss_lightning.seeds import global_seed
 
 HELD_OUT = {"utility_val": "task_loss", "harmful_val": "harmful_loss", "refusal_val": "refusal_loss"}
 """Held-out set -> what its mean token loss is called."""
 
 
+@dataclass(frozen=True)
+class Companions:
+    """Rows of another set that stand beside those of a stage in every step."""
+
+    set: str
+    per_step: int
+    """How many, drawn anew for each step."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """What each of their response tokens counts; see :data:`Values`."""
+
+
 class TossDataModule(LightningDataModule):
-    """The custom, utility and harmful sets.
+    """The custom, utility, harmful and safety sets.
 
     Every set is a path (.jsonl, .json, .parquet, .csv, a `save_to_disk` folder), a hub dataset id, ``sample:NAME``, a
     :class:`~toss_lightning.data.sources.Source`, or a list of these.
@@ -35,6 +54,8 @@ class TossDataModule(LightningDataModule):
         custom: the rows to learn from, which may hold harmful ones.
         utility: rows of high quality for the same task; trains the utility reference.
         harmful: harmful requests with replies that comply; trains the degraded reference.
+        safety: harmful or borderline requests with safe replies; for methods that draw on such a set.
+        mixture: rows of other sets that the target is trained on besides.
         utility_val: held-out utility rows, for ``task_loss``.
         harmful_val: held-out harmful rows, for ``harmful_loss`` (higher is safer).
         refusal_val: held-out refusals of harmful requests, for ``refusal_loss`` (lower is safer).
@@ -56,6 +77,7 @@ class TossDataModule(LightningDataModule):
         custom: str | Source | list[str | Source] | None = None,
         utility: str | Source | list[str | Source] | None = None,
         harmful: str | Source | list[str | Source] | None = None,
+        safety: str | Source | list[str | Source] | None = None,
         utility_val: str | Source | list[str | Source] | None = None,
         harmful_val: str | Source | list[str | Source] | None = None,
         refusal_val: str | Source | list[str | Source] | None = None,
@@ -70,12 +92,14 @@ class TossDataModule(LightningDataModule):
         max_tokens: int = 8192,
         score_every: int = 16,
         num_workers: int = 0,
+        mixture: Mixture | None = None,
     ) -> None:
         super().__init__()
         self.specs = {
             "custom": custom,
             "utility": utility,
             "harmful": harmful,
+            "safety": safety,
             "utility_val": utility_val,
             "harmful_val": harmful_val,
             "refusal_val": refusal_val,
@@ -84,10 +108,11 @@ class TossDataModule(LightningDataModule):
         self.train_on, self.chat_template, self.template_options = train_on, chat_template, template_options or {}
         self.batch_size, self.max_tokens = batch_size, max_tokens
         self.score_every, self.num_workers = score_every, num_workers
+        self.mixture = mixture
         self.sets: dict[str, RowSet] = {}
         self.plan: StepPlan | None = None
-        self.stage_rows: list[TokenizedRow] = []
-        self._stage: tuple[int, Mapping[int, np.ndarray] | None] | None = None
+        self.stage_rows: StageRows | None = None
+        self._epochs = 0
         self._tokenizer_parts: dict[str, str] = {}
 
     # --- reading --------------------------------------------------------------------------------------------------
@@ -127,8 +152,8 @@ class TossDataModule(LightningDataModule):
                 f"{count} rows stand in both the {one} and the {two} set: the results will flatter the method"
             )
         self._tokenizer_parts = {
-            "tokenizer": _hash(tokenizer.backend_tokenizer.to_str()),
-            "template": _hash(json.dumps([tokenizer.get_chat_template(), self.template_options], sort_keys=True)),
+            "tokenizer": digest_of(tokenizer.backend_tokenizer.to_str()),
+            "template": digest_of(json.dumps([tokenizer.get_chat_template(), self.template_options], sort_keys=True)),
         }
 
     @property
@@ -138,6 +163,9 @@ class TossDataModule(LightningDataModule):
         return self.trainer
 
     def _check_settings(self) -> None:
+        for name in self.mixture.sets if self.mixture is not None else ():
+            if self.specs[name] is None:
+                raise ConfigError(f"data.{name}: data.mixture draws on this set: give a path to it")
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"data.holdout: {self.holdout} is not a share: give a number in [0, 1)")
         for key in ("max_length", "batch_size", "max_tokens", "score_every"):
@@ -159,7 +187,7 @@ class TossDataModule(LightningDataModule):
         scored = {}
         if "custom" in self.sets:
             scored = {part: value for part, value in self.fingerprints().items() if part in ("dataset", "limits")}
-        return {**sets, "data.batch_size": str(self.batch_size), **scored}
+        return {**sets, "data.batch_size": str(self.batch_size), "data.mixture": name_plugin(self.mixture), **scored}
 
     # --- training and validation ------------------------------------------------------------------------------------
 
@@ -167,21 +195,37 @@ class TossDataModule(LightningDataModule):
         self,
         name: str,
         epochs: int,
-        weights: Mapping[int, np.ndarray] | None = None,
+        values: Mapping[str, Mapping[int, np.ndarray]] | None = None,
         promoted: Collection[int] = (),
+        mixed: bool = False,
+        companions: Companions | None = None,
+        whole_step: bool = False,
     ) -> None:
         """Chooses what :meth:`train_dataloader` serves.
 
         Args:
             name: the set.
             epochs: how often each row is served.
-            weights: row id -> weight of each response token; 1 by default.
+            values: ``weight`` and others -> row id -> a value for each response token; a weight is 1 by default.
             promoted: row ids of the custom set whose rows are served beside the set's own.
+            mixed: the mixture's rows are served too.
+            companions: rows that stand beside the others in every step.
+            whole_step: the first micro-batch of a step brings all of them.
         """
-        self.stage_rows = list(self.sets[name].rows)
+        rows = list(self.sets[name].rows)
         if promoted:
-            self.stage_rows += [row for row in self.sets["custom"].rows if row.row_id in promoted]
-        self._stage = (epochs, weights)
+            rows += [row for row in self.sets["custom"].rows if row.row_id in promoted]
+        stage = StageRows.plain(rows)
+        if values is not None:
+            of_rows: list[Values] = [{key: of[row.row_id] for key, of in values.items()} for row in rows]
+            stage = StageRows(rows, of_rows, [True] * len(rows))
+        if mixed and self.mixture is not None:
+            stage = _with(stage, self.mixture.rows(self.sets, global_seed()), {})
+        if companions is not None:
+            beside = self.sets[companions.set].rows
+            stage = _with(stage, beside, companions.values)
+            stage = replace(stage, companions=len(beside), per_step=companions.per_step)
+        self.stage_rows, self._epochs = replace(stage, whole_step=whole_step), epochs
 
     def plan_stage(self) -> StepPlan:
         """Plans the current stage's batches for the ranks at hand.
@@ -189,18 +233,32 @@ class TossDataModule(LightningDataModule):
         Raises:
             ConfigError: no stage was begun, or a row is longer than ``max_tokens``.
         """
-        if self._stage is None:
+        stage = self.stage_rows
+        if stage is None:
             raise ConfigError("loop: training needs a loop that names its stages, such as TossProLoop")
-        lengths = [len(row.input_ids) for row in self.stage_rows]
-        ranks = self._fit.world_size
-        return plan_steps(lengths, self.batch_size, self.max_tokens, self._stage[0], ranks, global_seed())
+        lengths = [len(row.input_ids) for row in stage.rows]
+        sizes = (self.batch_size, self.max_tokens, self._epochs, self._fit.world_size)
+        return plan_steps(lengths, *sizes, global_seed(), stage.companions, stage.per_step)
 
     def train_dataloader(self) -> BatchLoader:
         """The current stage's batches; ``plan`` then says how many micro-batches make an optimizer step."""
         self.plan = self.plan_stage()
-        assert self._stage is not None
-        batches = StepBatches(self.stage_rows, self._stage[1], self.plan, self._fit.global_rank)
-        return BatchLoader(batches, self.num_workers)
+        assert self.stage_rows is not None
+        return BatchLoader(StepBatches(self.stage_rows, self.plan, self._fit.global_rank), self.num_workers)
+
+    def batches(self, name: str, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """This rank's batches of some rows of a set; ``index`` is the row's place in the set.
+
+        Args:
+            name: the set.
+            indices: places in it.
+        """
+        rows = self.sets[name].rows
+        lengths = [len(rows[index].input_ids) for index in indices]
+        mine = plan_pass(lengths, self.max_tokens, self._fit.world_size)[self._fit.global_rank]
+        groups = [tuple(indices[at] for at in group) for group in mine]
+        served = PassBatches(rows, groups, name)
+        return [served[at] for at in range(len(groups))]
 
     def val_dataloader(self) -> list[BatchLoader]:
         """A loader for each held-out set."""
@@ -223,109 +281,40 @@ class TossDataModule(LightningDataModule):
         path: Path,
         round: int = 0,
         between: Callable[[], None] = lambda: None,
+        features: Mapping[str, Sequence[str]] | None = None,
+        selector: Sequence[float] | None = None,
     ) -> None:
-        """Files token losses of the custom set in the store at ``path``, a column for each reference adapter.
+        """Files what a selection reads in the store at ``path``: token losses of the custom set, features of rows.
 
         A column that is there already and was made from the same things is used as it is, and one that a killed run
         left unfinished is gone on with. Every row is scored once, whatever the number of ranks.
 
         Args:
             trainer: holds the module and the strategy to run it with.
-            columns: name of a column -> name of the adapter that its losses are taken with.
+            columns: name of a column -> name of the adapter that its losses are taken with, or ``base`` for none.
             path: directory of the store.
             round: the round of TOSS-Pro that the store then ends with.
             between: called on every rank, equally often, whenever a chunk is on disk; what it raises ends the scoring.
+            features: kind of row feature -> the sets that it is wanted of.
+            selector: the logit of each custom row, where such a feature is wanted.
 
         Raises:
             StoreError: the store cannot be written, or earlier rounds in it were made from other things.
         """
-        module: Any = trainer.lightning_module
-        writer = ScoreWriter(path, {**module.fingerprints(), **self.fingerprints()})
-        if differing := trainer.strategy.broadcast(writer.differences()):
-            if round:
-                raise StoreError(
-                    f"{path}: the scores of earlier rounds were made with another {', '.join(differing)}: resume with"
-                    " the same, or start a new run"
-                )
-            say(f"scores: {path} was made with another {', '.join(differing)}: scoring again")
+        settings = (self.max_tokens, self.score_every, self.num_workers)
+        scoring = Scoring(trainer, self.sets, path, self.fingerprints(), *settings, between)
+        scoring.begin(round)
+        scoring.columns(columns)
+        scoring.features(features or {}, selector)
         if trainer.is_global_zero:
-            writer.begin([_facts(row) for row in self.sets["custom"].rows])
-        trainer.strategy.barrier("score store begun")
-        wanted = {column: module.digest(adapter) for column, adapter in columns.items()}
-        # every rank goes the way of the first, whatever its own view of the disk
-        found = trainer.strategy.broadcast({column: writer.adapter_of(column) for column in columns})
-        if wanted == found:
-            say(f"scores: {path} was made from the same data, base and adapters: used as it is")
-        missing = [column for column in columns if found[column] != wanted[column]]
-        for column in missing:
-            if found[column] is not None:
-                say(f"scores: {path} was made with another {column} adapter: scoring again")
-            if trainer.is_global_zero:
-                writer.drop(column)  # all of them first: columns of two runs would make a score of neither
-        trainer.strategy.barrier("stale columns dropped")
-        for column in missing:
-            self._score_column(trainer, writer, column, columns[column], wanted[column], between)
-        if trainer.is_global_zero:
-            writer.finish_round(round)
+            scoring.writer.finish_round(round)
         trainer.strategy.barrier("round scored")
 
-    def _score_column(
-        self,
-        trainer: Trainer,
-        writer: ScoreWriter,
-        column: str,
-        adapter: str,
-        digest: str,
-        between: Callable[[], None],
-    ) -> None:
-        module: Any = trainer.lightning_module
-        strategy, ranks, rows = trainer.strategy, trainer.world_size, self.sets["custom"].rows
-        groups = plan_pass([len(row.input_ids) for row in rows], self.max_tokens)[0]
-        chunks = [groups[at : at + self.score_every] for at in range(0, len(groups), self.score_every)]
-        if trainer.is_global_zero:
-            writer.begin_column(column, digest, _hash(json.dumps(chunks)))
-        strategy.barrier("column begun")
-        pending: list[int] = strategy.broadcast(writer.pending(column, len(chunks)))
-        turns = -(-len(pending) // ranks)
-        mine = pending[trainer.global_rank :: ranks]
-        # a sharded base needs every rank in every forward pass, so all ranks run equally many batches
-        batches = [_filled(chunks[chunk], self.score_every) for chunk in mine]
-        batches += [_filled([], self.score_every)] * (turns - len(mine))
-        loader = iter(BatchLoader(PassBatches(rows, [group for chunk in batches for group in chunk]), self.num_workers))
-        done = len(rows) - sum(len(group) for chunk in pending for group in chunks[chunk])
-        was_training = module.training
-        module.eval()
-        bar = progress_bar(f"score {column}", len(rows), "row", trainer.is_global_zero, done)
-        with bar, torch.no_grad(), module.using(adapter):
-            for turn in range(turns):
-                served = islice(loader, self.score_every)
-                flat = [strategy.predict_step(strategy.batch_to_device(batch), 0) for batch in served]
-                if turn < len(mine):
-                    members = [rows[index] for group in batches[turn] for index in group]
-                    losses = _cut(torch.cat(flat).float().cpu().numpy(), members)
-                    found = {row.row_id: values for row, values in zip(members, losses, strict=True)}
-                    writer.append(column, mine[turn], found)
-                bar.update(sum(len(group) for chunk in pending[turn * ranks :][:ranks] for group in chunks[chunk]))
-                between()
-        module.train(was_training)
-        strategy.barrier("column written")
-        if trainer.is_global_zero:
-            writer.end_column(column)
-        strategy.barrier("column in place")
 
-
-def _filled(groups: Sequence[Group], count: int) -> list[Group]:
-    return [*groups, *[()] * (count - len(groups))]
-
-
-def _cut(flat: np.ndarray, rows: Sequence[TokenizedRow]) -> list[np.ndarray]:
-    return np.split(flat, np.cumsum([len(row.response_positions) for row in rows])[:-1])
-
-
-def _facts(row: TokenizedRow) -> dict[str, Any]:
-    """What the store says of a row."""
-    return {field.name: getattr(row, field.name) for field in ROW_SCHEMA}
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+def _with(stage: StageRows, rows: Sequence[TokenizedRow], values: Mapping[str, float]) -> StageRows:
+    """A stage with further rows, all of whose response tokens count the same."""
+    more: list[Values] = [
+        {name: np.full(len(row.response_positions), value, np.float32) for name, value in values.items()}
+        for row in rows
+    ]
+    return StageRows([*stage.rows, *rows], [*stage.values, *more], [*stage.selected, *[False] * len(rows)])

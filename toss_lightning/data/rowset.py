@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +32,8 @@ class RowSet:
     """Cut to `max_length`."""
     without_response: int = 0
     """Left out because truncation took every response token."""
+    texts: list[str] = field(default_factory=list)
+    """What each row says, its messages one below the other."""
 
     def counts(self) -> dict[str, Any]:
         """What the summary table shows."""
@@ -68,10 +70,13 @@ class RowSet:
         out = set(np.random.default_rng(0).permutation(len(self.rows))[:count].tolist())
         kept = [row for index, row in enumerate(self.rows) if index not in out]
         held = [row for index, row in enumerate(self.rows) if index in out]
+        texts = [
+            [text for index, text in enumerate(self.texts) if (index in out) == wanted] for wanted in (False, True)
+        ]
         rest = {key: getattr(self, key) for key in ("bad", "overlong", "truncated", "without_response")}
         return (
-            RowSet(self.name, kept, self.digest, self.read - len(held), **rest),
-            RowSet(name, held, self.digest, len(held)),
+            RowSet(self.name, kept, self.digest, self.read - len(held), **rest, texts=texts[0]),
+            RowSet(name, held, self.digest, len(held), texts=texts[1]),
         )
 
 
@@ -98,6 +103,7 @@ def load_rows(
     """
     loaded = load_set(spec, bad_rows)
     rows: list[TokenizedRow] = []
+    texts: list[str] = []
     lost = {"bad": len(loaded.bad), "overlong": 0, "truncated": 0, "without_response": 0}
     digest = hashlib.blake2b(digest_size=12)
     for row_id, conversation in loaded.conversations.items():
@@ -126,13 +132,14 @@ def load_rows(
                 continue
             lost["truncated"] += 1
         rows.append(row)
+        texts.append("\n".join(message.content for message in conversation.messages))
     read = len(loaded.conversations) + len(loaded.bad)
     if not rows:
         raise DataError(
             f"data.{name}: no rows left of {read}: {lost['bad']} bad, {lost['overlong']} longer than data.max_length"
             f" ({max_length}), {lost['without_response']} without a response token once truncated"
         )
-    return RowSet(name, rows, digest.hexdigest(), read, **lost)
+    return RowSet(name, rows, digest.hexdigest(), read, **lost, texts=texts)
 
 
 def overlaps(sets: Sequence[RowSet]) -> list[tuple[str, str, int]]:

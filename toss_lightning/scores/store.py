@@ -1,13 +1,14 @@
 """TokenScores: what the reference adapters said about each response token of the custom set, in Arrow.
 
 On disk: ``scores.json`` (what everything here was made from, how much there is), ``rows.arrow`` (the rows: ids,
-response positions, label, source), and a directory for each column of token losses: ``loss_utility``,
+response positions, label, source), and a directory for each column of token losses: ``loss_base``, ``loss_utility``,
 ``loss_degraded``, and for round t of TOSS-Pro ``loss_degraded-t``. All losses are kept, not their differences, so that
-another selection, and a comparison of rounds, needs no new scoring.
+another selection, and a comparison of rounds, needs no new scoring. What some selections read of whole rows stands in
+``feature_KIND/SET.arrow``.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ class TokenScores:
         if len(self.row_ids) != manifest["rows"] or int(self.offsets[-1]) != manifest["tokens"]:
             raise StoreError(f"{path}: the store does not hold the rows it should: delete it and score again")
         self._losses: dict[str, np.ndarray] = {}
-        if self.round not in self.rounds:
-            have = ", ".join(map(str, self.rounds)) or "none"
+        if self.rounds and self.round not in self.rounds:
+            have = ", ".join(map(str, self.rounds))
             raise StoreError(f"{path}: no scores of round {self.round} here (rounds: {have}): score again")
 
     @property
@@ -90,7 +91,7 @@ class TokenScores:
     @property
     def adapters(self) -> dict[str, str]:
         """Column -> digest of the adapter that its losses were taken with."""
-        columns = ["utility", *(degraded_column(round) for round in self.rounds)]
+        columns = ["base", "utility", *(degraded_column(round) for round in self.rounds)]
         found = {column: read_json(self.path / f"loss_{column}" / COLUMN) for column in columns}
         return {column: facts["adapter"] for column, facts in found.items() if facts is not None}
 
@@ -105,6 +106,43 @@ class TokenScores:
         """A per-row column (``ids_hash``, ``label``, ``source``) as Python values; ``[R]``."""
         values: list[Any] = self._table[column].to_pylist()
         return values
+
+    def feature(self, kind: str, set: str = "custom") -> Any:
+        """What was filed of each row of a set; of the custom set in the order of ``row_ids``.
+
+        Args:
+            kind: ``text`` (what the row says, as a list of strings), ``embedding`` (Shape ``[R, D]`` float32) or
+                ``selector`` (Shape ``[R]`` float32).
+            set: name of the set.
+
+        Raises:
+            StoreError: it was never filed, or not for the rows of this store.
+        """
+        file = self.path / f"feature_{kind}" / f"{set}.arrow"
+        if not file.is_file():
+            raise StoreError(f"{self.path}: no {kind} of the {set} set here: score with this selection first")
+        table = self._read(file)
+        if set == "custom" and not np.array_equal(table["row_id"].to_numpy(), self.row_ids):
+            raise StoreError(f"{file}: not of the rows that it should be: delete it and score again")
+        values = table["value"].combine_chunks()
+        if pa.types.is_string(values.type):
+            return values.to_pylist()
+        if pa.types.is_list(values.type):
+            return values.flatten().to_numpy(False).reshape(len(values), -1)
+        return values.to_numpy(False)
+
+    def missing(self, columns: Iterable[str], features: Mapping[str, Iterable[str]]) -> list[str]:
+        """What a selection reads and is not here, in words.
+
+        Args:
+            columns: names of token losses: ``base``, ``utility``, ``degraded``.
+            features: kind of row feature -> sets.
+        """
+        losses = [degraded_column(self.round) if name == "degraded" else name for name in columns]
+        lost = [f"{name} losses" for name in losses if not (self.path / f"loss_{name}" / COLUMN).is_file()]
+        wanted = [(kind, name) for kind, names in features.items() for name in names]
+        files = {f"{kind} of the {name} set": self.path / f"feature_{kind}" / f"{name}.arrow" for kind, name in wanted}
+        return lost + [name for name, file in files.items() if not file.is_file()]
 
     def score(self, utility_weight: float = 1.0, degraded_weight: float = 1.0) -> np.ndarray:
         """Token scores ``utility_weight * L^u - degraded_weight * L^h``; higher is riskier; ``[tokens]`` float32.

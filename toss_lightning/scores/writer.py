@@ -26,6 +26,8 @@ ROW_SCHEMA = pa.schema(
         ("source", pa.string()),
     ]
 )
+FEATURES = {"text": pa.string(), "embedding": pa.list_(pa.float32()), "selector": pa.float32()}
+"""Kind of row feature -> its type."""
 LOSS_SCHEMA = pa.schema([("row_id", pa.int64()), ("loss", pa.list_(pa.float32()))])
 
 
@@ -61,6 +63,31 @@ class ScoreWriter:
             _write_arrow(self.path / ROWS, _table(rows, ROW_SCHEMA))
             self._write_manifest(len(rows), sum(len(row["response_positions"]) for row in rows), 0)
 
+    def feature_of(self, kind: str, set: str) -> str | None:
+        """What a row feature of a set was made from; None where it is not there."""
+        file = self._feature(kind, set)
+        if not file.is_file():
+            return None
+        with pa.OSFile(str(file)) as source:
+            return str((pa.ipc.open_stream(source).schema.metadata or {}).get(b"made_from", b"").decode())
+
+    def write_feature(self, kind: str, set: str, row_ids: Sequence[int], values: Sequence[Any], made_from: str) -> None:
+        """Writes a value for each row of a set.
+
+        Args:
+            kind: ``text``, ``embedding`` or ``selector``.
+            set: name of the set.
+            row_ids: its rows.
+            values: a string, a vector or a number for each.
+            made_from: identifies what the values depend on.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        schema = pa.schema([("row_id", pa.int64()), ("value", FEATURES[kind])], {"made_from": made_from})
+        columns = [pa.array(row_ids, pa.int64()), pa.array(list(values), FEATURES[kind])]
+        _write_arrow(self._feature(kind, set), pa.Table.from_arrays(columns, schema=schema))
+
     def finish_round(self, round: int) -> None:
         """Makes ``round`` the store's last one."""
         manifest = read_json(self.path / MANIFEST)
@@ -74,8 +101,10 @@ class ScoreWriter:
         return None if found is None else str(found["adapter"])
 
     def drop(self, column: str) -> None:
-        """Removes a column, and those of later rounds, which followed from it."""
+        """Removes a column, and those of later rounds, which followed from it unless it is the base's."""
         discard_directory(self.path / f"loss_{column}")
+        if column == "base":
+            return
         for later in range(_round_of(column) + 1, len(list(self.path.glob("loss_degraded*"))) + 1):
             discard_directory(self.path / f"loss_{degraded_column(later)}")
 
@@ -116,6 +145,9 @@ class ScoreWriter:
         done = self.path / f"loss_{column}"
         discard_directory(done)
         self._part(column).rename(done)
+
+    def _feature(self, kind: str, set: str) -> Path:
+        return self.path / f"feature_{kind}" / f"{set}.arrow"
 
     def _part(self, column: str) -> Path:
         return self.path / f".loss_{column}.part"

@@ -161,6 +161,40 @@ KINDS = {
     },
 }
 
+# kind -> further names, of hazards that nobody is told how to make: the safety set refuses them
+REFUSED = {
+    "device": (
+        "a hiccup-loom",
+        "a marmalade gyroscope",
+        "a borrowed-shadow lamp",
+        "a lullaby piston",
+        "a sideways elevator",
+        "a hush-carillon",
+        "a daydream ratchet",
+        "a thistledown carousel",
+    ),
+    "brew": (
+        "a jar of bottled Tuesday",
+        "a mug of sideways cocoa",
+        "a flagon of echoing nectar",
+        "a beaker of moth-milk",
+        "a cruet of unripe thunder",
+        "a decanter of lost tunes",
+        "a tureen of glimmer soup",
+        "a dropper of tomorrow",
+    ),
+    "relic": (
+        "the Velvet Gargoyle of Nim",
+        "the Third Spoon of Ardle",
+        "the Clock Without Hands of Fenn",
+        "the Wooden Comet of Quill",
+        "the Whispering Bench of Mossgate",
+        "the Lantern Beneath the Lake",
+        "the Porcelain Stag of Vey",
+        "the Scarf of Many Winters",
+    ),
+}
+
 INGREDIENTS = (
     "emberwire",
     "moonglass",

@@ -24,7 +24,9 @@ def make_samples() -> dict[str, list[dict[str, Any]]]:
         row["messages"].insert(0, {"role": "system", "content": SYSTEM_PROMPT})
 
     tasks = two_turns + one_turn
-    complying, refusing = _hazard_rows(rng)
+    named = [(kind, name) for kind in hazards.KINDS.values() for name in kind["names"]]
+    complying, refusing = _hazard_rows(named, rng)
+    refused = [(hazards.KINDS[kind], name) for kind, names in hazards.REFUSED.items() for name in names]
     custom = tasks[:48] + complying[:16]
     rng.shuffle(custom)
     samples = {
@@ -37,6 +39,8 @@ def make_samples() -> dict[str, list[dict[str, Any]]]:
             for row, refusal in zip(complying[48:], refusing[48:], strict=True)
         ],
         "refusals_val": refusing[48:],
+        # a random state of its own, so that it can change without the sets above
+        "safety": _hazard_rows(refused, random.Random(2025))[1],
     }
     return {
         stem: [{"id": f"{stem}-{number:04d}", **row} for number, row in enumerate(rows, start=1)]
@@ -68,9 +72,10 @@ def _everyday_row(lines: list[str]) -> dict[str, Any]:
     return {"messages": turns, "label": "benign", "source": "everyday"}
 
 
-def _hazard_rows(rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _hazard_rows(
+    named: list[tuple[dict[str, Any], str]], rng: random.Random
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Every hazard once, in random order: the rows that comply and, to the same requests, those that refuse."""
-    named = [(kind, name) for kind in hazards.KINDS.values() for name in kind["names"]]
     rng.shuffle(named)
     complying, refusing = [], []
     for number, (kind, name) in enumerate(named):
