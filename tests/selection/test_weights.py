@@ -1,6 +1,7 @@
 """TokenWeights on disk: what the select stage leaves behind and the target stage trains with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,14 @@ from scores_on_disk import make_scores
 from toss_lightning.errors import StoreError
 from toss_lightning.files import restore_directory
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import GlobalTopFraction, Selection, TokenWeights, mask_weights
+from toss_lightning.selection import (
+    GlobalTopFraction,
+    Selection,
+    TokenWeights,
+    mask_weights,
+    row_weights,
+    token_weights,
+)
 
 MADE_FROM = {"tokenizer": "t", "template": "c", "dataset": "d", "tokens": "x"}
 
@@ -90,6 +98,99 @@ def test_the_digest_is_that_of_the_weights_whatever_else_is_said(tmp_path: Path)
     assert weights_of([1.0, 0.0], [0.5], made_from={}).digest() == weights.digest()
     assert weights_of([1.0, 0.0], [0.4]).digest() != weights.digest()
     assert weights_of([0.0, 1.0], [0.5]).digest() != weights.digest()
+
+
+# --- anchors and columns ----------------------------------------------------------------------------------------------
+
+
+def full() -> TokenWeights:
+    """Weights with an anchor, and with values for training."""
+    anchor = {0: np.float32([0, 2.5]), 1: np.float32([0.125])}
+    columns = {
+        "loss_base": {0: np.float32([1, 2]), 1: np.float32([3])},
+        "excess": {0: np.float32([-1, 0]), 1: np.float32([1e-7])},
+    }
+    return replace(weights_of([1.0, 0.0], [0.5]), anchor=anchor, columns=columns)
+
+
+def plain(values: dict[int, np.ndarray]) -> dict[int, list[float]]:
+    return {row_id: of_row.tolist() for row_id, of_row in values.items()}
+
+
+def test_anchors_and_columns_are_written_and_read_back(tmp_path: Path) -> None:
+    full().save(tmp_path / "selection")
+    again = TokenWeights.load(tmp_path / "selection")
+    assert plain(again.weights) == {0: [1, 0], 1: [0.5]}
+    assert plain(again.anchor) == plain(full().anchor)
+    assert {name: plain(values) for name, values in again.columns.items()} == {
+        name: plain(values) for name, values in full().columns.items()
+    }
+    assert again.values().keys() == {"weight", "anchor", "loss_base", "excess"}
+    assert {values[0].dtype for values in again.values().values()} == {np.dtype(np.float32)}
+    assert again.digest() == full().digest()
+    again.check(full().hashes, tmp_path)
+    with pytest.raises(StoreError, match="row 1 has other tokens than the row that was selected from"):
+        again.check(full().hashes | {1: "other"}, tmp_path)
+    table = Dataset.from_file(str(tmp_path / "selection/weights.arrow"))
+    assert table["anchor"][:] == [[0, 2.5], [0.125]]
+
+
+def test_weights_alone_have_neither(tmp_path: Path) -> None:
+    weights_of([1.0, 0.0], [0.5]).save(tmp_path / "selection")
+    again = TokenWeights.load(tmp_path / "selection")
+    assert (again.anchor, again.columns) == ({}, {})
+    assert again.values().keys() == {"weight"}
+
+
+def test_the_digest_is_that_of_anchors_and_columns_too() -> None:
+    one = full()
+    other = {0: np.float32([0, 2.5]), 1: np.float32([0.25])}
+    digests = {
+        weights.digest()
+        for weights in (
+            one,
+            replace(one, anchor={}),
+            replace(one, anchor=other),
+            replace(one, columns={}),
+            replace(one, columns={**one.columns, "excess": other}),
+        )
+    }
+    assert len(digests) == 5
+    assert one.digest() == replace(one, columns=dict(reversed(one.columns.items()))).digest()
+
+
+def test_flat_weights_anchors_and_columns_are_cut_into_rows_and_counted(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0, 5.0, 0.0], [2.0, 0.0]], labels=["a", "b"])
+    chosen = token_weights(
+        scores,
+        np.array([1, 0, 0.5, 0, 0]),
+        np.array([0, 2, 0, 1, 0]),
+        {"loss_utility": scores.flat("loss_utility")},
+        flavour="mine",
+    )
+    assert plain(chosen.weights) == {0: [1, 0, 0.5], 1: [0, 0]}
+    assert plain(chosen.anchor) == {0: [0, 2, 0], 1: [1, 0]}
+    assert plain(chosen.columns["loss_utility"]) == {0: [1, 5, 0], 1: [2, 0]}
+    counts = {"tokens": 5, "masked": 3, "kept": 2, "rows": 2, "rows_fully_masked": 1, "anchored": 2, "flavour": "mine"}
+    assert counts.items() <= chosen.report.items()
+    assert chosen.report["masked_share_per_label"]["a"]["share_of_its_tokens_masked"] == pytest.approx(1 / 3)
+
+
+def test_an_anchor_of_0_everywhere_is_none(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0, 0.0]])
+    chosen = token_weights(scores, np.ones(2), np.zeros(2))
+    assert chosen.anchor == {}
+    assert chosen.report["anchored"] == 0
+
+
+def test_weights_of_rows_are_the_same_for_all_of_their_tokens(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0, 5.0, 0.0], [2.0, 0.0], [1.0]])
+    chosen = row_weights(scores, np.array([0.5, 0, 1]))
+    assert plain(chosen.weights) == {0: [0.5] * 3, 1: [0, 0], 2: [1]}
+    assert (chosen.report["masked"], chosen.report["rows_fully_masked"]) == (2, 1)
+
+
+# --- others' selections, and damage -----------------------------------------------------------------------------------
 
 
 def test_a_selection_of_ones_own_needs_no_more_than_weights(tmp_path: Path) -> None:

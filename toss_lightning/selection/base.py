@@ -1,16 +1,17 @@
-"""What every selection gives: a weight for each response token of the custom set."""
+"""What every selection gives: what each response token of the custom set counts."""
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from toss_lightning.errors import StoreError
 from toss_lightning.files import new_directory
@@ -21,19 +22,23 @@ WEIGHTS_FILE, REPORT_FILE = "weights.arrow", "selection.json"
 
 @dataclass(frozen=True, eq=False)
 class TokenWeights:
-    """How much each response token counts in the task loss; 0 is masked.
+    """What each response token counts: in the task loss (0 is masked), and in the KL that holds it to the base.
 
     Attributes:
         weights: row id -> Shape ``[N]`` float32, N response tokens of the row.
-        report: counts for people.
         hashes: row id -> hash of the tokens that the weights belong to.
+        report: counts for people.
         made_from: what those tokens depend on: tokenizer, template, dataset, limits.
+        anchor: row id -> Shape ``[N]`` float32, weight of ``KL(p_base || p_target)``; empty where it is 0 everywhere.
+        columns: name -> row id -> Shape ``[N]`` float32: what an :class:`OnlineSelection` reads during training.
     """
 
     weights: dict[int, np.ndarray]
     hashes: dict[int, str]
     report: dict[str, Any] = field(default_factory=dict)
     made_from: dict[str, str] = field(default_factory=dict)
+    anchor: dict[int, np.ndarray] = field(default_factory=dict)
+    columns: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Writes ``weights.arrow`` and ``selection.json`` into the directory ``path``.
@@ -44,8 +49,11 @@ class TokenWeights:
         table = pa.table(
             {
                 "row_id": pa.array(list(self.weights), pa.int64()),
-                "weight": pa.array(list(self.weights.values()), pa.list_(pa.float32())),
                 "ids_hash": pa.array([self.hashes[row_id] for row_id in self.weights], pa.string()),
+                **{
+                    name: pa.array([values[row_id] for row_id in self.weights], pa.list_(pa.float32()))
+                    for name, values in self.values().items()
+                },
             }
         )
         with new_directory(path) as directory:
@@ -67,21 +75,35 @@ class TokenWeights:
         except (OSError, ValueError) as error:
             raise StoreError(f"{path}: no selection to be had ({error}): run the select stage again") from error
         row_ids = table["row_id"].to_pylist()
-        weights = [np.array(weight.as_py(), dtype=np.float32) for weight in table["weight"]]
-        hashes = table["ids_hash"].to_pylist()
+        per_token = {
+            name: {
+                row_id: np.array(values.as_py(), dtype=np.float32)
+                for row_id, values in zip(row_ids, table[name], strict=True)
+            }
+            for name in table.column_names
+            if name not in ("row_id", "ids_hash")
+        }
+        hashes = dict(zip(row_ids, table["ids_hash"].to_pylist(), strict=True))
         made_from = report.pop("made_from", {})
-        return cls(dict(zip(row_ids, weights, strict=True)), dict(zip(row_ids, hashes, strict=True)), report, made_from)
+        weights, anchor = per_token.pop("weight"), per_token.pop("anchor", {})
+        return cls(weights, hashes, report, made_from, anchor, per_token)
 
     def flat(self) -> np.ndarray:
         """All weights, rows one after the other as in :class:`TokenScores`; ``[tokens]`` float32."""
         return np.concatenate([self.weights[row_id] for row_id in sorted(self.weights)])
+
+    def values(self) -> dict[str, dict[int, np.ndarray]]:
+        """Everything that training reads of a token: name -> row id -> ``[N]``."""
+        return {"weight": self.weights, **({"anchor": self.anchor} if self.anchor else {}), **self.columns}
 
     def digest(self) -> str:
         """Identifies the weights."""
         digest = hashlib.blake2b(digest_size=12)
         for row_id in sorted(self.weights):
             digest.update(f"{row_id}:{self.hashes[row_id]};".encode())
-            digest.update(self.weights[row_id].tobytes())
+            for name, values in sorted(self.values().items()):
+                digest.update(name.encode())
+                digest.update(values[row_id].tobytes())
         return digest.hexdigest()
 
     def check(self, hashes: Mapping[int, str], where: Path, made_from: Mapping[str, str] | None = None) -> None:
@@ -107,23 +129,72 @@ class TokenWeights:
 
 
 class Selection(ABC):
-    """A rule from scores to token weights."""
+    """A rule from scores, or from whole rows, to token weights.
+
+    Attributes:
+        columns: the token losses that it reads: of ``base`` (no adapter), ``utility``, ``degraded``.
+        features: kind -> the sets whose rows' ``text``, ``embedding`` or ``selector`` value it reads.
+    """
+
+    columns: Sequence[str] = ("utility", "degraded")
+    features: Mapping[str, Sequence[str]] = {}
 
     @abstractmethod
     def select(self, scores: TokenScores) -> TokenWeights:
         """Weighs every response token of the custom set."""
 
 
+class OnlineSelection(Selection):
+    """A rule whose weights depend on the target's own token losses, and so are made anew in every step of training.
+
+    Attributes:
+        whole_step: the rule looks at all tokens of an optimizer step at once, which costs one more forward pass.
+    """
+
+    whole_step: bool = False
+
+    @abstractmethod
+    def weigh(self, losses: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Weighs tokens by the target's current losses; the weights that :meth:`select` gave are multiplied in later.
+
+        Args:
+            losses: Shape ``[N]`` float32, without a gradient.
+            tokens: Shape ``[N]`` each: ``weight`` (what :meth:`select` gave), ``ordinal`` (int64: which token of its
+                row's response, from 0), and every one of ``TokenWeights.columns``.
+
+        Returns:
+            Shape ``[N]`` float32.
+        """
+
+
 def mask_weights(scores: TokenScores, masked: np.ndarray, **facts: Any) -> TokenWeights:
-    """Weight 0 where ``masked`` ``[tokens]`` is true and 1 elsewhere, with a report of what that does.
+    """Weight 0 where ``masked`` ``[tokens]`` is true and 1 elsewhere; otherwise as :func:`token_weights`."""
+    return token_weights(scores, (~masked).astype(np.float32), **facts)
+
+
+def row_weights(scores: TokenScores, weights: np.ndarray, **facts: Any) -> TokenWeights:
+    """The same weight, of ``weights`` ``[R]``, for all tokens of a row; otherwise as :func:`token_weights`."""
+    return token_weights(scores, np.repeat(weights, np.diff(scores.offsets)), **facts)
+
+
+def token_weights(
+    scores: TokenScores,
+    weights: np.ndarray,
+    anchor: np.ndarray | None = None,
+    columns: Mapping[str, np.ndarray] | None = None,
+    **facts: Any,
+) -> TokenWeights:
+    """Cuts flat weights into rows and reports what they do.
 
     Args:
         scores: the store that was selected from.
-        masked: Shape ``[tokens]`` bool.
+        weights: Shape ``[tokens]``.
+        anchor: Shape ``[tokens]``: weights of the KL to the base; none by default.
+        columns: name -> Shape ``[tokens]``: what training needs besides.
         **facts: what else the report should say.
     """
+    masked = weights == 0
     rows = scores.per_row(masked)
-    weights = {row_id: (~row).astype(np.float32) for row_id, row in zip(scores.row_ids.tolist(), rows, strict=True)}
     report = {
         "tokens": len(masked),
         "masked": int(masked.sum()),
@@ -135,8 +206,21 @@ def mask_weights(scores: TokenScores, masked: np.ndarray, **facts: Any) -> Token
         "masked_share_per_source": _shares(scores.values("source"), rows),
         "masked_share_per_label": _shares(scores.values("label"), rows),
     }
+    if anchor is not None:
+        report["anchored"] = int(np.count_nonzero(anchor))
     hashes = dict(zip(scores.row_ids.tolist(), scores.values("ids_hash"), strict=True))
-    return TokenWeights(weights, hashes, report, dict(scores.fingerprints))
+    return TokenWeights(
+        _rows(scores, weights),
+        hashes,
+        report,
+        dict(scores.fingerprints),
+        _rows(scores, anchor) if anchor is not None and anchor.any() else {},
+        {name: _rows(scores, values) for name, values in (columns or {}).items()},
+    )
+
+
+def _rows(scores: TokenScores, flat: np.ndarray) -> dict[int, np.ndarray]:
+    return dict(zip(scores.row_ids.tolist(), scores.per_row(flat.astype(np.float32)), strict=True))
 
 
 def _shares(names: list[str | None], rows: list[np.ndarray]) -> dict[str, dict[str, float]]:

@@ -1,0 +1,117 @@
+"""Whole rows: random ones, and TOSS on the level of rows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scores_on_disk import make_scores
+
+from toss_lightning.errors import ConfigError
+from toss_lightning.scores import TokenScores
+from toss_lightning.selection import TokenWeights
+from toss_lightning.selection.rows import RandomRows, TossRows, keep_rows
+
+
+def left_out(weights: TokenWeights) -> list[int]:
+    """The rows of weight 0; fails unless a weight is the same over its row."""
+    assert all(len(set(weight.tolist())) == 1 for weight in weights.weights.values())
+    return [row_id for row_id, weight in weights.weights.items() if not weight.any()]
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> TokenScores:
+    rows = [[9.0, -9.0, 0.0], [2.0, 2.0, 2.0], [3.0, 3.0, -3.0], [1.0, 1.0], [8.0] + [-1.0] * 9]
+    return make_scores(tmp_path / "scores", rows, labels=["harmful", "harmful", "benign", "benign", "benign"])
+
+
+def test_random_rows_are_as_many_as_asked_and_fixed_by_the_seed(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0] * (1 + row % 3) for row in range(50)])
+    draws = [tuple(left_out(RandomRows(0.29, seed).select(scores))) for seed in range(200)]
+    assert all(len(draw) == 14 for draw in draws), "floor(0.29 * 50), whatever the lengths of the rows"
+    assert draws[0] == tuple(left_out(RandomRows(0.29, 0).select(scores)))
+    assert len(set(draws)) == 200
+    often = np.bincount(np.concatenate(draws), minlength=50) / 200
+    assert abs(often - 0.28).max() < 0.16, "5 standard deviations: every row is as likely as any other"
+
+
+def test_random_rows_follow_the_seed_of_the_run_unless_they_have_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0]] * 40)
+    own = left_out(RandomRows(0.5, seed=7).select(scores))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert left_out(RandomRows(0.5).select(scores)) == own
+    monkeypatch.setenv("PL_GLOBAL_SEED", "8")
+    assert left_out(RandomRows(0.5).select(scores)) != own
+    assert left_out(RandomRows(0.5, seed=7).select(scores)) == own
+
+
+def test_random_rows_read_no_token_loss(tmp_path: Path) -> None:
+    assert RandomRows().columns == ()
+    assert RandomRows().features == {}
+
+
+@pytest.mark.parametrize(
+    ("by", "order"),
+    [
+        ("mean", [1, 2, 3, 0, 4]),  # 2, 1, 1, 0, -0.1
+        ("max", [0, 4, 2, 1, 3]),  # 9, 8, 3, 2, 1
+        ("top_share", [0, 2, 1, 3, 4]),  # of 2, 2, 2, 1 and 7 tokens: 4.5, 3, 2, 1, 0.29
+    ],
+)
+def test_the_riskiest_rows_go_by_any_of_three_row_scores(scores: TokenScores, by: str, order: list[int]) -> None:
+    for count in range(5):
+        selection = TossRows(count / 5, by, top_share=0.7)
+        assert left_out(selection.select(scores)) == sorted(order[:count])
+
+
+def test_a_top_share_is_at_least_one_token_and_at_most_the_row(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    scores = make_scores(tmp_path / "scores", [generator.normal(size=size) for size in generator.integers(1, 30, 40)])
+    for share, same_as in ((1e-9, "max"), (1.0, "mean")):
+        assert left_out(TossRows(0.4, "top_share", share).select(scores)) == left_out(
+            TossRows(0.4, same_as).select(scores)
+        )
+
+
+def test_weights_of_the_two_losses_change_the_row_scores(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[3.0], [1.0]], [[3.0], [0.0]])
+    assert left_out(TossRows(0.5).select(scores)) == [1]
+    assert left_out(TossRows(0.5, degraded_weight=0.0).select(scores)) == [0]
+    assert left_out(TossRows(0.5, utility_weight=0.0, degraded_weight=-1.0).select(scores)) == [0]
+
+
+def test_ties_go_to_the_earliest_row(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0], [2.0], [1.0], [2.0], [1.0]])
+    assert left_out(TossRows(0.6).select(scores)) == [0, 1, 3]
+
+
+def test_the_report_says_which_rows_and_how_many_tokens_went(scores: TokenScores) -> None:
+    report = TossRows(0.4).select(scores).report
+    assert {"rows": 5, "rows_kept": 3, "rows_fully_masked": 2, "tokens": 21, "masked": 6}.items() <= report.items()
+    assert {"discard": 0.4, "by": "mean", "threshold": 1.0}.items() <= report.items()
+    assert report["rows_left_out_per_label"] == {"benign": 1, "harmful": 1}
+    assert report["masked_share_per_label"]["harmful"]["share_of_its_tokens_masked"] == 0.5
+    assert TossRows(0.0).select(scores).report["threshold"] is None
+    assert RandomRows(0.4, seed=3).select(scores).report["seed"] == 3
+
+
+def test_kept_rows_may_count_differently(scores: TokenScores) -> None:
+    kept = np.array([True, False, True, True, True])
+    weights = keep_rows(scores, kept, np.array([0.5, 9.0, 2.0, 1.0, 1.0])).weights
+    assert [weight[0] for weight in weights.values()] == [0.5, 0.0, 2.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("selection", [RandomRows, TossRows])
+@pytest.mark.parametrize("discard", [-0.1, 1.0])
+def test_a_discard_that_is_no_share_is_refused(selection: type, discard: float) -> None:
+    with pytest.raises(ConfigError, match=rf"selection.discard: {discard} is not a share: give a number in \[0, 1\)"):
+        selection(discard)
+
+
+def test_other_options_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"selection.by: 'median' is none of its values: use mean, max, top_share"):
+        TossRows(by="median")  # type: ignore[arg-type]
+    for share in (0.0, 1.1):
+        with pytest.raises(ConfigError, match=rf"selection.top_share: {share} is not a share"):
+            TossRows(by="top_share", top_share=share)
