@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from toss_lightning.errors import StoreError
-from toss_lightning.identity import check_identity, settings_of
+from toss_lightning.identity import check_identity, name_plugin, settings_of
 from toss_lightning.models import Lora
-from toss_lightning.selection import GlobalTopFraction
+from toss_lightning.selection import Anchored, Everything, GlobalTopFraction, PerRowTopFraction
 
 
 def test_settings_are_text_in_a_fixed_order() -> None:
@@ -30,6 +30,31 @@ def test_what_a_configuration_cannot_hold_is_left_out() -> None:
     # an address in memory would make every process another run
     assert settings_of(Mine()) == "names=['a'], share=0.5"
     assert settings_of(object.__new__(Mine)) == ""
+
+
+def test_a_plug_in_is_named_with_its_settings_and_those_of_the_plug_ins_inside_it() -> None:
+    settings = "degraded_weight=1.0, discard=0.2, protect_end=True, utility_weight=1.0"
+    assert name_plugin(GlobalTopFraction(0.2)) == f"GlobalTopFraction {settings}"
+    assert name_plugin(Everything()).strip() == "Everything"
+    assert name_plugin(None) == "none"
+    inside = name_plugin(Anchored(GlobalTopFraction(0.2), weight=0.5))
+    assert inside.startswith("Anchored ")
+    assert "weight=0.5" in inside
+    assert inside.endswith(f"(GlobalTopFraction {settings})")
+    # what differs only inside is another run
+    assert inside != name_plugin(Anchored(GlobalTopFraction(0.3), weight=0.5))
+    assert inside != name_plugin(Anchored(PerRowTopFraction(0.2), weight=0.5))
+
+
+def test_what_a_plug_in_learns_on_the_way_does_not_name_it() -> None:
+    class Mine:
+        def __init__(self) -> None:
+            self.share, self._learned = 0.5, 1
+            self._inside = GlobalTopFraction()
+
+    one, two = Mine(), Mine()
+    two._learned = 2
+    assert name_plugin(one) == name_plugin(two) == "Mine share=0.5"
 
 
 def test_settings_are_the_same_in_every_process() -> None:

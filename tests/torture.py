@@ -27,13 +27,13 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from runs import artifacts, tiny_fit
 from tiny import save_tiny_model, write_sets
 
-from toss_lightning.data import TossDataModule
+from toss_lightning.data.scoring import Scoring
 from toss_lightning.loops import TossProLoop, toss_pro
 from toss_lightning.loops.checkpoints import PlanCheckpoint
 
 KINDS: dict[str, list[tuple[Any, str]]] = {
     "training": [(_TrainingEpochLoop, "advance")],
-    "scoring": [(TossDataModule, "_score_column")],
+    "scoring": [(Scoring, "_column")],
     "ranking": [(TossProLoop, "select"), (toss_pro, "compare_rounds")],
     "promotion": [(TossProLoop, "_promote")],
     "writing a checkpoint": [(PlanCheckpoint, "save")],

@@ -24,3 +24,15 @@ def check_identity(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
                 f"the checkpoint was made with another {part} ({theirs.get(part)}, now {value}), which gives other"
                 " optimizer steps: resume with the same, or start a new run"
             )
+
+
+def name_plugin(plugin: object | None) -> str:
+    """A plug-in's class and settings, those of plug-ins inside it too; ``none`` where there is none."""
+    if plugin is None:
+        return "none"
+    inner = [
+        name_plugin(value)
+        for name, value in sorted(vars(plugin).items())
+        if name[0] != "_" and hasattr(value, "__dict__")
+    ]
+    return " ".join([type(plugin).__name__, settings_of(plugin), *(f"({one})" for one in inner)])

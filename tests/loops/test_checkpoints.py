@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,11 @@ def test_damage_within_the_file_is_seen(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "one.ckpt"
     shutil.copy(newest(finished / "checkpoints"), path)
     assert is_whole(path)
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    at = content.index(largest.filename.encode(), largest.header_offset)  # its data lies behind name and padding
+    content[at + len(largest.filename) + 64 + largest.file_size // 2] ^= 1
     path.write_bytes(content)
     assert not is_whole(path)
     path.write_bytes(b"")

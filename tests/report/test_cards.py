@@ -68,7 +68,7 @@ def test_the_card_of_a_later_round_counts_the_rows_that_were_promoted(adapters: 
 
 def test_masked_and_plain_fine_tuning_are_told_apart(adapters: Path) -> None:
     target, sft = card(adapters / "target"), card(adapters / "sft")
-    assert "with the riskiest response tokens left out of the loss" in target
+    assert "fine-tuned on the custom set. Method: TOSS-Pro." in target
     assert "\n9 of 94 response tokens were masked.\n" in target
     assert "# Plain fine-tuning (control)" in sft
     assert "masked" not in sft

@@ -1,10 +1,20 @@
 """What a run says of itself: in lines, in tables, and in words that need no paper."""
 
 import io
+import json
+from pathlib import Path
+from typing import Any
 
+import pytest
 from rich.console import Console
+from runs import tiny_fit
+from tiny import some_pairs, write_rows
 
+from toss_lightning.data.mixtures import SafeInstr
+from toss_lightning.gradients import Correction, Gradients, Probe
+from toss_lightning.loops.plan import TOSS_PLAN
 from toss_lightning.report.summary import Summary, held_out_lines, losses_table, plain_words, stage_name
+from toss_lightning.selection import GlobalTopFraction
 
 LOSSES = {
     "base": {"task_loss": 3.0, "harmful_loss": 4.0},
@@ -24,12 +34,14 @@ SELECTION = {
 
 
 def summary() -> Summary:
-    return Summary(held_out={name: dict(losses) for name, losses in LOSSES.items()}, selection=dict(SELECTION))
+    held_out = {name: dict(losses) for name, losses in LOSSES.items()}
+    return Summary(held_out=held_out, selection=dict(SELECTION), method="TOSS")
 
 
 def test_a_checkpoint_brings_everything_back() -> None:
     first = summary()
     first.of_round(1)["promoted"] = 3
+    first.correction, first.idle, first.plain = {"corrected": 0}, ["nothing happened"], True
     again = Summary()
     again.load_state(first.state())
     assert again == first
@@ -42,8 +54,10 @@ def test_what_a_checkpoint_holds_does_not_change_with_the_run() -> None:
     one.of_round(0)["masked"] = 2
     one.of_round(1)
     one.held_out["base"]["task_loss"] = 9.0
+    one.idle.append("later")
     assert state["rounds"] == [{"round": 0, "masked": 1}]
     assert state["held_out"]["base"]["task_loss"] == 3.0
+    assert state["idle"] == []
 
 
 def test_stages_have_names_for_people() -> None:
@@ -55,9 +69,9 @@ def test_stages_have_names_for_people() -> None:
         "plain SFT",
         "TOSS",
     ]
-    one.selection["round"] = 1
-    assert stage_name(one, "target") == "TOSS-Pro"
-    assert stage_name(Summary(), "target") == "target"
+    one.method = "TOSS-Pro + SafeInstr"
+    assert stage_name(one, "target") == "TOSS-Pro + SafeInstr"
+    assert stage_name(Summary(), "target") == "fine-tuned"
 
 
 def test_the_closing_table_has_a_row_per_stage() -> None:
@@ -86,7 +100,7 @@ def test_plain_words() -> None:
 
 def test_plain_words_of_toss_pro_name_it() -> None:
     one = summary()
-    one.selection["round"] = 1
+    one.method = "TOSS-Pro"
     assert "TOSS-Pro took them to 2.10 and 3.90" in plain_words(one)
 
 
@@ -111,3 +125,84 @@ def test_a_selection_in_one_line(capsys) -> None:
     assert capsys.readouterr().out == (
         "select: 20 of 200 response tokens masked (10.0%); 1 of 9 rows are masked in full\n"
     )
+
+
+# --- plug-ins that changed nothing ------------------------------------------------------------------------------------
+
+SAME = "TOSS gave every token the same weight (1)"
+PLAIN = "WARNING: no plug-in of this method changed anything: the target is a plain fine-tuning"
+
+
+def test_plug_ins_that_changed_nothing_are_said_loudly(capsys) -> None:
+    one = summary()
+    one.say_idle()
+    assert capsys.readouterr().out == ""
+    one.idle = [SAME]
+    one.say_idle()
+    assert capsys.readouterr().out == f"WARNING: {SAME}\n"
+    one.plain = True
+    one.say_idle()
+    assert capsys.readouterr().out == f"WARNING: {SAME}\n{PLAIN}\n"
+    one.idle = []
+    one.say_idle()
+    assert capsys.readouterr().out == "", "plain fine-tuning that was asked for is no surprise"
+
+
+class Watches(Correction):
+    """Looks at every gradient and leaves it as it is, or else halves it."""
+
+    def __init__(self, halves: bool = False) -> None:
+        super().__init__()
+        self.halves = halves
+
+    def correct(self, gradients: Gradients, probe: Probe) -> None:
+        self.record(steps=1, corrected=float(self.halves))
+        for gradient in gradients.values() if self.halves else ():
+            gradient.mul_(0.5)
+
+
+@pytest.mark.parametrize(
+    ("discard", "correction", "mixture", "idle", "plain"),
+    [
+        (0.2, None, False, [], False),
+        (0.0, None, False, [SAME], True),
+        (0.0, None, True, [SAME], False),
+        (0.2, Watches(), False, ["Watches changed no step's gradient"], False),
+        (0.0, Watches(), False, [SAME, "Watches changed no step's gradient"], True),
+        (0.0, Watches(halves=True), False, [SAME], False),
+        (None, Watches(), False, ["Watches changed no step's gradient"], True),
+        (None, None, False, [], True),
+    ],
+)
+def test_a_run_says_which_of_its_plug_ins_changed_nothing(
+    tiny_model: str,
+    tiny_sets: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    discard: float | None,
+    correction: Correction | None,
+    mixture: bool,
+    idle: list[str],
+    plain: bool,
+) -> None:
+    safety = write_rows(tmp_path / "safety.jsonl", some_pairs(3, start=4))
+    loop: dict[str, Any] = {"epochs": 1}
+    if discard is not None:
+        loop["selection"] = GlobalTopFraction(discard)
+    tiny_fit(
+        tiny_model,
+        {**tiny_sets, "safety": safety},
+        tmp_path / "run",
+        plan=("target",) if discard is None else TOSS_PLAN,
+        loop=loop,
+        data={"mixture": SafeInstr(rows=2) if mixture else None},
+        module={"correction": correction},
+    )
+    said = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (said["idle"], said["plain"]) == (idle, plain)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert warnings == [*(f"WARNING: {reason}" for reason in idle), *([PLAIN] if idle and plain else [])]
+    if correction is not None:
+        assert said["correction"]["corrected"] == (said["correction"]["steps"] if correction.halves else 0)
+    else:
+        assert said["correction"] == {}

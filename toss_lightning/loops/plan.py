@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from toss_lightning.errors import ConfigError
 from toss_lightning.scores import degraded_column
 
-TRAINS_ON = {"utility": "utility", "degraded": "harmful", "sft": "custom", "target": "custom"}
-"""Stage that trains an adapter -> the set it trains on. ``sft`` is the control: the target without any weights."""
+TRAINS_ON = {"utility": "utility", "degraded": "harmful", "seal": "custom", "sft": "custom", "target": "custom"}
+"""Stage that trains an adapter -> the set it trains on.
+
+``sft`` is the control: the target without any plug-in. ``seal`` trains SEAL's selector beside an adapter.
+"""
 ACTIONS = ("score", "select")
 TOSS_PLAN = ("utility", "degraded", "score", "select", "target")
 
@@ -74,6 +77,10 @@ class Given:
     """Reference adapters; their first training is left out."""
     scores: bool = False
     selection: bool = False
+    needs: Sequence[str] = ("utility", "degraded")
+    """What the selection reads, and so must be made before scoring: reference adapters, ``seal``."""
+    seal_epochs: int = 3
+    """Epochs of the stage ``seal``."""
 
 
 def make_plan(steps: Sequence[str], epochs: int, reference_epochs: int, given: Given, rounds: int = 0) -> Plan:
@@ -103,7 +110,7 @@ def make_plan(steps: Sequence[str], epochs: int, reference_epochs: int, given: G
                 key = {"score": "scores_from", "select": "selection_from"}[step]
                 raise ConfigError(f"loop.plan: {step!r} would make what loop.{key} gives: leave one of them out")
             raise ConfigError(f"loop.plan: {step!r} stands twice")
-        _check_needs(step, done, given.sets)
+        _check_needs(step, done, given)
         done.add(step)
         made = True
         if step in ACTIONS:
@@ -111,7 +118,7 @@ def make_plan(steps: Sequence[str], epochs: int, reference_epochs: int, given: G
             if step == "score":
                 plan += _rounds(rounds, reference_epochs, given.sets)
             continue
-        count = reference_epochs if step in ("utility", "degraded") else epochs
+        count = {"utility": reference_epochs, "degraded": reference_epochs, "seal": given.seal_epochs}.get(step, epochs)
         if count < 1:
             raise ConfigError(f"loop: {count} epochs for stage {step!r}: give at least 1")
         plan.append(Stage(step, count, weighted=step == "target" and "select" in done))
@@ -124,15 +131,14 @@ def make_plan(steps: Sequence[str], epochs: int, reference_epochs: int, given: G
     return Plan(tuple(plan))
 
 
-def _check_needs(step: str, done: Collection[str], sets: Collection[str]) -> None:
-    needs = {"score": ("utility", "degraded"), "select": ("score",)}.get(step, ())
+def _check_needs(step: str, done: Collection[str], given: Given) -> None:
+    needs = {"score": given.needs, "select": ("score",)}.get(step, ())
     if missing := [need for need in needs if need not in done]:
         key = f"model.references.{missing[0]}" if step == "score" else "loop.scores_from"
-        raise ConfigError(
-            f"loop.plan: {step!r} needs {' and '.join(missing)} before it: add it, or give what it makes in {key}"
-        )
+        otherwise = "" if missing[0] == "seal" else f", or give what it makes in {key}"
+        raise ConfigError(f"loop.plan: {step!r} needs {' and '.join(missing)} before it: add it{otherwise}")
     needed_set = TRAINS_ON.get(step, "custom")
-    if needed_set not in sets:
+    if needed_set not in given.sets:
         raise ConfigError(f"data.{needed_set}: step {step!r} of loop.plan needs this set: give a path to it")
 
 

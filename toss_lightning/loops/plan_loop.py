@@ -264,6 +264,7 @@ class PlanLoop(_FitLoop, ABC):
         assert self.entered_at is not None
         for loader in self._combined_loader.flattened:
             loader.set_epoch(self.epochs_done - self.entered_at)
+        self.module.stage_epoch = self.epochs_done - self.entered_at
         super().on_advance_start()
 
     def _close_restored_epoch(self) -> None:

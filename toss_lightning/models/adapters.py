@@ -25,7 +25,8 @@ from toss_lightning.errors import ModelError
 from toss_lightning.files import new_directory
 from toss_lightning.models.base import base_fingerprint
 
-SLOT = "slot"
+SLOT, BASE = "slot", "base"
+"""The trainable adapter, and no adapter at all."""
 UNSUPPORTED = ("rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save", "bias", "use_qalora")
 """Settings of a foreign adapter that change what it computes and that the shared shape has no place for."""
 OTHER_SENSES = r".*(vision|audio|image|multi_modal|multimodal).*"
@@ -107,13 +108,18 @@ class AdapterBank:
 
     def use(self, adapter: str) -> None:
         """Makes ``adapter`` the one that the model computes with. The slot alone keeps its gradients."""
+        tuner: Any = self.net.base_model
+        if adapter == BASE:
+            tuner.disable_adapter_layers()
+            return
+        tuner.enable_adapter_layers()
         self.net.set_adapter(adapter)
         for name, value in self.net.named_parameters():
             value.requires_grad_(f".{SLOT}." in f"{name}.")
 
     @contextmanager
     def using(self, adapter: str) -> Iterator[None]:
-        """Computes with ``adapter`` inside the block, then with the slot again."""
+        """Computes with ``adapter``, or with the :data:`BASE` alone, inside the block, then with the slot again."""
         self.use(adapter)
         try:
             yield
@@ -141,6 +147,8 @@ class AdapterBank:
 
     def digest(self, adapter: str) -> str:
         """Identifies an adapter's weights."""
+        if adapter == BASE:
+            return BASE
         digest = hashlib.blake2b(digest_size=12)
         for name, value in self.state(adapter).items():
             digest.update(name.encode())

@@ -1,8 +1,7 @@
 """The LightningModule: masked (weighted) LoRA fine-tuning of a frozen, usually 4-bit, base."""
 
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,22 +10,25 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from toss_lightning.errors import ConfigError, TrainingError
-from toss_lightning.identity import check_identity, settings_of
-from toss_lightning.models.adapters import SLOT, AdapterBank, Lora
+from toss_lightning.gradients import Correction
+from toss_lightning.identity import check_identity, name_plugin, settings_of
+from toss_lightning.models.adapters import BASE, SLOT, AdapterBank, Lora
 from toss_lightning.models.base import Base, compute_dtype, describe, load_base, load_tokenizer, resolve
+from toss_lightning.models.divergence import base_divergence
 from toss_lightning.models.losses import CHUNK, OutputHead, check_head, response_hidden, token_losses
+from toss_lightning.models.objective import Batch, Bilevel, Objective
+from toss_lightning.models.optim import Optim, Schedule, make_optimizer
+from toss_lightning.models.probe import ModelProbe
 from toss_lightning.models.sharding import check_sharding, is_sharding, shard_layers
 from toss_lightning.progress import say
 from toss_lightning.seeds import global_seed
 
 REFERENCES = ("utility", "degraded")
-
-Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,40 +39,6 @@ class References:
     """PEFT directory or hub id of an adapter trained on the utility set."""
     degraded: str | None = None
     """PEFT directory or hub id of an adapter trained on the harmful set."""
-
-
-@dataclass(frozen=True)
-class Optim:
-    """AdamW."""
-
-    lr: float = 1e-5
-    """Highest learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the running means of the gradient and of its square."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay."""
-    paged_8bit: bool = False
-    """8-bit optimizer state that moves to host memory when the GPU is full (bitsandbytes, GPU only)."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate over one stage."""
-
-    shape: Literal["constant", "linear", "cosine"] = "constant"
-    """What follows the warm-up: stay, or fall to 0 by the end of the stage."""
-    warmup: float = 0.03
-    """Share of the stage's optimizer steps in which the rate rises from 0."""
-
-    def factor(self, step: int, steps: int) -> float:
-        """What the highest rate is multiplied by at ``step`` (from 0) of ``steps``."""
-        warmup = math.ceil(self.warmup * steps)
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[
-            self.shape
-        ]
 
 
 class WeightedLoraModule(LightningModule):
@@ -89,6 +57,9 @@ class WeightedLoraModule(LightningModule):
             masked ones too (the paper's loss), the sum of the weights of the tokens ``kept``, or each ``row``'s own
             sum of weights times the number of rows that keep a token.
         chunk: response tokens whose logits are held at once.
+        correction: what changes the gradient of the target's steps before they are taken.
+        anchor_top: where a selection anchors tokens to the base, how many of the base's likeliest next tokens are told
+            apart in ``KL(base || target)``, the others being one; all by default.
     """
 
     def __init__(
@@ -100,14 +71,22 @@ class WeightedLoraModule(LightningModule):
         schedule: Schedule = Schedule(),
         normalize: Literal["all", "kept", "row"] = "all",
         chunk: int = CHUNK,
+        correction: Correction | None = None,
+        anchor_top: int | None = None,
     ) -> None:
         # No save_hyperparameters(): a checkpoint would then override the configuration of the run that resumes it.
         super().__init__()
         self.base, self.lora, self.references = base, lora, references
         self.optim, self.schedule, self.normalize, self.chunk = optim, schedule, normalize, chunk
+        if anchor_top is not None and anchor_top < 1:
+            raise ConfigError(f"model.anchor_top: {anchor_top} tokens: give at least 1, or null for all")
+        self.correction, self.anchor_top = correction, anchor_top
         self.strict_loading = False
         self.stage_name: str | None = None
         self.stage_steps: int | None = None
+        self.stage_epoch = 0
+        self.objective: Objective | Bilevel = Objective(normalize)
+        self.probe: ModelProbe | None = None
         self.bank: AdapterBank
         self.head: OutputHead
         self.held_out: dict[str, float] = {}
@@ -177,6 +156,8 @@ class WeightedLoraModule(LightningModule):
             "model.optim": settings_of(self.optim),
             "model.schedule": settings_of(self.schedule),
             "model.references": settings_of(self.references),
+            "model.correction": name_plugin(self.correction),
+            "model.anchor_top": str(self.anchor_top),
             "precision": self.fingerprints()["precision"],
         }
 
@@ -206,13 +187,45 @@ class WeightedLoraModule(LightningModule):
         Returns:
             Shape ``[number wanted]``, float32.
         """
-        row, position = batch["row"], batch["position"]
-        if which is not None:
-            row, position = row[which], position[which]
-        if not len(row):
+        which = torch.ones_like(batch["row"], dtype=torch.bool) if which is None else which
+        if not which.any():
             return self._idle(batch["input_ids"])
+        row, position = batch["row"][which], batch["position"][which]
         hidden = response_hidden(self.bank.model, batch["input_ids"], row, position)
         return token_losses(hidden, batch["input_ids"][row, position], self.head, self.chunk)
+
+    def losses_and_divergence(self, batch: Batch, task: Tensor, anchored: Tensor) -> tuple[Tensor, Tensor]:
+        """Token losses, and ``KL(base || adapter in use)`` of next tokens, from one pass through the adapter.
+
+        Args:
+            batch: as for :meth:`losses`.
+            task: Shape ``[N]`` bool: where losses are wanted.
+            anchored: Shape ``[N]`` bool: where divergences are.
+
+        Returns:
+            Shapes ``[number wanted]`` each, float32.
+        """
+        if not anchored.any():
+            losses = self.losses(batch, task)
+            return losses, losses.new_zeros(0)
+        row, position, ids = batch["row"], batch["position"], batch["input_ids"]
+        with torch.no_grad(), self.using(BASE):
+            base_hidden = response_hidden(self.bank.model, ids, row[anchored], position[anchored])
+        either = task | anchored
+        hidden = response_hidden(self.bank.model, ids, row[either], position[either])
+        targets = ids[row[task], position[task]]
+        losses = token_losses(hidden[task[either]], targets, self.head, self.chunk)
+        divergence = base_divergence(hidden[anchored[either]], base_hidden, self.head, self.chunk, self.anchor_top)
+        return losses, divergence
+
+    @torch.no_grad()
+    def embeddings(self, batch: Batch) -> Tensor:
+        """The last hidden state at each row's last token, under the adapter in use; ``[B, D]`` float32."""
+        length = batch["length"]
+        if not len(length):
+            return torch.zeros((0, self.bank.model.config.get_text_config().hidden_size), device=self.device)
+        row = torch.arange(len(length), device=length.device)
+        return response_hidden(self.bank.model, batch["input_ids"], row, length).float()
 
     def _idle(self, input_ids: Tensor) -> Tensor:
         """No losses, with a graph to every weight of the slot, for other ranks wait for this one's gradients."""
@@ -230,29 +243,51 @@ class WeightedLoraModule(LightningModule):
         with self.bank.using(adapter):
             yield
 
+    def begin_objective(
+        self, objective: Objective | Bilevel, pool: Callable[[Sequence[int]], list[Batch]] | None, size: int = 0
+    ) -> None:
+        """Settles what the steps of a stage minimise, and what their gradients are corrected with.
+
+        Args:
+            objective: weighs the tokens of each micro-batch.
+            pool: gives this rank's batches of rows of the reference set; None: no correction in this stage.
+            size: rows of that set.
+        """
+        self.objective, self.probe = objective, None
+        if pool is not None and self.correction is not None:
+            self.probe = ModelProbe(self, pool, size)
+            self.correction.begin_stage(self.probe, self.lora.r)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """This micro-batch's part of the step's loss, times what Lightning and DDP will divide it by."""
-        kept = batch["weight"] != 0
-        weight, losses = batch["weight"][kept], self.losses(batch, kept)
         if self._step_started is None:
             self._step_started = time.monotonic()
+            self._begin_step(batch)
         self._step_tokens += batch["input_ids"].numel()
-        if not len(losses):
-            return losses.sum()
-        self._check_finite(losses, batch["row_id"][batch["row"][kept]])
-        loss = (weight * losses / self._normalizer(batch, batch["row"][kept], weight)).sum()
-        self._step_loss = self._step_loss + loss.detach()
+        loss = self.objective.loss(self, batch)
+        self._step_loss = self._step_loss + loss.detach().sum()
         return loss * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
-    def _normalizer(self, batch: Batch, row: Tensor, weight: Tensor) -> Tensor | float:
-        if self.normalize == "all":
-            return float(batch["step_tokens"])
-        if self.normalize == "kept":
-            return float(batch["step_weight"])
-        per_row = weight.new_zeros(len(batch["row_id"])).index_add_(0, row, weight)
-        return per_row[row] * batch["step_rows"]
+    def _begin_step(self, batch: Batch) -> None:
+        """Looks at the whole step before any of it is trained on, where a method asks for that."""
+        self.objective.begin_step(self, batch.get("step", [batch]))
+        if self.probe is not None and self.correction is not None:
+            self.probe.begin_step(self.objective.step_batches)
+            factors = self.correction.begin_step(self.probe, self.stage_epoch)
+            self.objective.scale_rows(self, factors)
+        if batch["step_tokens"]:
+            self._log(kept_share=self.objective.kept_weight(batch) / batch["step_tokens"])
 
-    def _check_finite(self, losses: Tensor, row_ids: Tensor) -> None:
+    def check_finite(self, losses: Tensor, row_ids: Tensor) -> None:
+        """Stops a run whose loss is no number.
+
+        Args:
+            losses: Shape ``[N]``.
+            row_ids: Shape ``[N]``: the row of each.
+
+        Raises:
+            TrainingError: one is not; the message names the rows.
+        """
         finite = losses.detach().isfinite()
         if not finite.all():
             rows = ", ".join(str(row) for row in row_ids[~finite].unique().tolist())
@@ -271,20 +306,21 @@ class WeightedLoraModule(LightningModule):
         self._gradients_seen = True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Logs the whole optimizer step: loss, kept share, gradient norm, speed, learning rate."""
+        """Corrects the gradient, and logs the whole optimizer step: loss, gradient norm, speed, learning rate."""
+        if self.probe is not None and self.correction is not None:
+            gradients = {name: value.grad for name, value in self.bank.parameters(SLOT) if value.grad is not None}
+            with torch.no_grad():
+                self.correction.correct(gradients, self.probe)
+        self.objective.end_step(self)
         loss = self.trainer.strategy.reduce(torch.as_tensor(self._step_loss, device=self.device), reduce_op="sum")
-        gradients = [value.grad for _, value in self.bank.parameters(SLOT) if value.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(
+            [value.grad for _, value in self.bank.parameters(SLOT) if value.grad is not None]
+        )
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         seconds = time.monotonic() - (self._step_started or time.monotonic())
         self._log(loss=loss, lr=optimizer.param_groups[0]["lr"], grad_norm=norm)
         self._log(tokens_per_second=self._step_tokens * self.trainer.world_size / max(seconds, 1e-9))
         self._step_loss, self._step_tokens, self._step_started = 0.0, 0, None
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Logs the share of its tokens that the step trains on."""
-        if batch["step_tokens"]:
-            self._log(kept_share=batch["step_weight"] / batch["step_tokens"])
 
     def _log(self, **values: Any) -> None:
         prefix = f"{self.stage_name}/" if self.stage_name else ""
@@ -321,15 +357,7 @@ class WeightedLoraModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW on the slot, with a schedule over the steps of the current stage."""
-        parameters = [value for _, value in self.bank.parameters(SLOT)]
-        optim = self.optim
-        optimizer: Optimizer
-        if optim.paged_8bit:
-            from bitsandbytes.optim import PagedAdamW8bit
-
-            optimizer = PagedAdamW8bit(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-        else:
-            optimizer = AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        optimizer = make_optimizer(self.optim, [value for _, value in self.bank.parameters(SLOT)])
         if (steps := self.stage_steps) is None:
             return optimizer
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))

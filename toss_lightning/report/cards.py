@@ -2,21 +2,23 @@
 
 import numpy as np
 
-from toss_lightning.report.summary import Summary, held_out_lines
+from toss_lightning.report.summary import PLAIN, Summary, held_out_lines
 
 ROLES = {
-    "target": (
-        "Fine-tuned adapter",
-        "This adapter was fine-tuned on the custom set, with the riskiest response tokens left out of the loss.",
-    ),
+    "target": ("Fine-tuned adapter", "This adapter was fine-tuned on the custom set. Method: {method}."),
     "sft": (
         "Plain fine-tuning (control)",
         "This adapter was fine-tuned on the whole custom set, with no token left out. It is the control that the target"
         " adapter of the same run is compared with; harmful rows of the custom set have acted on it in full.",
     ),
-    "unmasked": (
+    "plain": (
         "Fine-tuned adapter",
         "This adapter was fine-tuned on the whole custom set, with no token left out.",
+    ),
+    "seal": (
+        "By-product of a selector's training",
+        "This adapter was trained beside the selector of SEAL, on safe rows and weighted custom rows. It exists to"
+        " learn which rows to keep.",
     ),
     "utility": (
         "Utility reference adapter",
@@ -41,11 +43,14 @@ def model_card(name: str, adapter: str, base_path: str, summary: Summary, weight
         summary: of the run so far.
         weights: Shape ``[tokens]``: the token weights that it was trained with; None for 1 everywhere.
     """
-    title, text = ROLES["unmasked" if adapter == "target" and weights is None else adapter]
+    title, text = ROLES["plain" if adapter == "target" and summary.method == PLAIN else adapter]
+    text = text.format(method=summary.method)
     stage = summary.stages[name]
     masked = ""
     if weights is not None:
         masked = f"\n{np.count_nonzero(weights == 0):,} of {len(weights):,} response tokens were masked.\n"
+        if anchored := summary.selection.get("anchored"):
+            masked += f"{anchored:,} were held to the base.\n"
     promoted = f", of which {stage['promoted']} were promoted from the custom set" if stage.get("promoted") else ""
     losses = "\n".join(held_out_lines(summary, ["base", name]))
     return f"""---

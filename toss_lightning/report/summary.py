@@ -21,7 +21,15 @@ from toss_lightning.seeds import global_seed
 PACKAGES = ("toss-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
 LOSSES = {"task_loss": "task loss", "harmful_loss": "harmful loss", "refusal_loss": "refusal loss"}
 HINTS = {"task_loss": "lower is better", "harmful_loss": "higher is safer", "refusal_loss": "lower is safer"}
-NAMES = {"base": "base model", "sft": "plain SFT", "utility": "utility reference", "degraded": "degraded reference"}
+PLAIN = "fine-tuned"
+"""What a target is called that no plug-in acted on."""
+NAMES = {
+    "base": "base model",
+    "sft": "plain SFT",
+    "utility": "utility reference",
+    "degraded": "degraded reference",
+    "seal": "selector's adapter",
+}
 
 
 @dataclass
@@ -37,6 +45,14 @@ class Summary:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """What the scores were made from."""
 
+    method: str = PLAIN
+    """What people call the method that trains the target."""
+    correction: dict[str, Any] = field(default_factory=dict)
+    """The gradient correction's own report, over the target's steps."""
+    idle: list[str] = field(default_factory=list)
+    """Plug-ins that changed nothing, in words."""
+    plain: bool = False
+    """The target is what plain fine-tuning would have made of the same rows: no plug-in changed anything."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """For each round of TOSS-Pro: promoted rows and their labels, threshold and overlap of masks, harmful loss."""
 
@@ -54,6 +70,10 @@ class Summary:
             "held_out": {name: dict(losses) for name, losses in self.held_out.items()},
             "selection": dict(self.selection),
             "fingerprints": dict(self.fingerprints),
+            "method": self.method,
+            "correction": dict(self.correction),
+            "idle": list(self.idle),
+            "plain": self.plain,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -87,7 +107,16 @@ class Summary:
             line += f" ({report['masked'] / report['tokens']:.1%})"
             if "end_tokens_protected" in report:
                 line += f"; {report['end_tokens_protected']} end-of-turn tokens kept that would have been among them"
+            if report.get("anchored"):
+                line += f"; {report['anchored']:,} held to the base"
             say(f"{line}; {report['rows_fully_masked']} of {report['rows']} rows are masked in full")
+
+    def say_idle(self) -> None:
+        """Says loudly which plug-ins changed nothing."""
+        for reason in self.idle:
+            say(f"WARNING: {reason}")
+        if self.idle and self.plain:
+            say("WARNING: no plug-in of this method changed anything: the target is plain fine-tuning by another name")
 
     def say_round(self, round: int) -> None:
         """Says what a round brought, in one line."""
@@ -137,8 +166,7 @@ def stage_name(summary: Summary, stage: str) -> str:
     """What people call what a stage trained."""
     if stage.startswith("degraded-"):
         return f"{NAMES['degraded']}, round {stage.removeprefix('degraded-')}"
-    masked = "TOSS-Pro" if summary.selection.get("round") else "TOSS"
-    return NAMES.get(stage, masked if "discard" in summary.selection else stage)
+    return summary.method if stage == "target" else NAMES.get(stage, stage)
 
 
 def losses_table(summary: Summary) -> Table:

@@ -1,0 +1,158 @@
+"""The plug-ins of a run together: whether they fit, what people call them, and whether they did anything."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.strategy import Strategy
+
+from toss_lightning.data.mixtures import Mixture
+from toss_lightning.errors import ConfigError
+from toss_lightning.gradients import Correction
+from toss_lightning.methods import TITLES
+from toss_lightning.models import Lora
+from toss_lightning.report.summary import PLAIN
+from toss_lightning.selection import Anchored, GlobalTopFraction, OnlineSelection, Seal, Selection, TokenWeights
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a run does to plain fine-tuning.
+
+    Args:
+        selection: from scores to token weights.
+        correction: of the task gradient of the target's steps.
+        mixture: rows of other sets that the target is trained on besides.
+    """
+
+    selection: Selection
+    correction: Correction | None = None
+    mixture: Mixture | None = None
+
+    @property
+    def needs(self) -> list[str]:
+        """What must be there before scoring: reference adapters, and the stage ``seal`` where its logits are read."""
+        references = [column for column in self.selection.columns if column != "base"]
+        return [*references, *(["seal"] if "selector" in self.selection.features else [])]
+
+    def check(self, steps: Collection[str], sets: Collection[str], rounds: int, lora: Lora, strategy: Strategy) -> None:
+        """Refuses what makes no sense together, before anything is trained.
+
+        Args:
+            steps: the steps of the plan, as written.
+            sets: the sets that there are.
+            rounds: of TOSS-Pro.
+            lora: shape of the adapters.
+            strategy: what runs them.
+
+        Raises:
+            ConfigError: something does not fit; the message says why.
+        """
+        name = type(self.selection).__name__
+        if "seal" in steps and not isinstance(self.selection, Seal):
+            raise ConfigError(
+                f"loop.plan: the stage seal trains what loop.selection Seal reads, but the selection is {name}: leave"
+                " seal out, or set the selection to Seal"
+            )
+        if rounds and "score" in steps and "degraded" not in self.selection.columns:
+            raise ConfigError(
+                f"loop.rounds: {rounds} rounds train the degraded adapter again, and {name} does not look at it: set"
+                " rounds to 0, or choose a selection that reads its token losses"
+            )
+        wanted = {one for names in self.selection.features.values() for one in names} if "score" in steps else set()
+        if "seal" in steps and isinstance(self.selection, Seal):
+            wanted.add(self.selection.safe)
+        if self.companion_rows:
+            wanted.add("safety")
+        if missing := sorted(wanted - set(sets)):
+            raise ConfigError(f"data.{missing[0]}: loop.selection {name} reads this set: give a path to it")
+        if self.correction is not None:
+            self._check_correction(self.correction, steps, sets, lora)
+        if isinstance(strategy, ModelParallelStrategy) and (
+            self.correction is not None or isinstance(self.selection, Anchored)
+        ):
+            part = "loop.selection: Anchored" if self.correction is None else "model.correction"
+            raise ConfigError(
+                f"{part}: needs adapters that lie whole on each device, which trainer.strategy"
+                f" {type(strategy).__name__} does not leave: use ddp"
+            )
+
+    @staticmethod
+    def _check_correction(correction: Correction, steps: Collection[str], sets: Collection[str], lora: Lora) -> None:
+        name = type(correction).__name__
+        if "target" not in steps:
+            raise ConfigError(f"model.correction: {name} corrects the target's steps, and loop.plan has no target")
+        if "safety" not in sets:
+            raise ConfigError(f"data.safety: model.correction {name} draws on this set: give a path to it")
+        if correction.whole_step and lora.dora:
+            raise ConfigError(
+                f"model.correction: {name} takes gradients of single rows, which DoRA's magnitudes do not have: set"
+                " model.lora.dora to false"
+            )
+
+    @property
+    def companion_rows(self) -> int:
+        """Safety rows that stand beside the target's in each step, anchored to the base."""
+        return self.selection.safety_rows if isinstance(self.selection, Anchored) else 0
+
+    def title(self, weighted: bool, round: int) -> str:
+        """What people call the target of such a run.
+
+        Args:
+            weighted: the target is trained with a selection's weights.
+            round: the round of TOSS-Pro that the scores are of.
+        """
+        parts = []
+        if weighted:
+            inner = self.selection.selection if isinstance(self.selection, Anchored) else self.selection
+            name = title_of(inner)
+            if round and name.startswith("TOSS"):
+                name = name.replace("TOSS", "TOSS-Pro", 1)
+            if inner is not self.selection:
+                name = "TOSS-Anchor" if type(inner) is GlobalTopFraction and not round else f"{name} + anchor"
+            parts.append(name)
+        for plugin in (self.correction, self.mixture):
+            if plugin is not None:
+                parts.append(title_of(plugin))
+        return " + ".join(parts) or PLAIN
+
+    def idle(self, weights: TokenWeights | None, objective: Any) -> list[str]:
+        """Which plug-ins changed nothing, in words: what they did is what plain fine-tuning does, but for a factor.
+
+        Args:
+            weights: what the target was trained with.
+            objective: of its stage.
+        """
+        found = []
+        if weights is not None:
+            flat = weights.flat()
+            online = isinstance(self.selection, OnlineSelection)
+            if not online and not weights.anchor and len(flat) and flat[0] and (flat == flat[0]).all():
+                found.append(f"{title_of(self.selection)} gave every token the same weight ({flat[0]:g})")
+        if objective.degenerate:
+            found.append(objective.degenerate)
+        if self.correction is not None:
+            report = self.correction.report()
+            if not report["corrected"] and not report.get("rows_left_out_share"):
+                found.append(f"{title_of(self.correction)} changed no step's gradient")
+        return found
+
+    def plug_ins(self, weighted: bool) -> int:
+        """How many act on the target."""
+        return weighted + (self.correction is not None) + (self.mixture is not None)
+
+
+def title_of(plugin: object) -> str:
+    """What people call what a plug-in does; its class where it is their own."""
+    return TITLES.get(type(plugin).__name__, type(plugin).__name__)
+
+
+def scored_columns(selection: Selection, references: Sequence[str]) -> list[str]:
+    """The token losses to file: what the selection reads, and those of every reference at hand, for another selection.
+
+    Args:
+        selection: the one that will read them.
+        references: reference adapters at hand.
+    """
+    return [*(["base"] if "base" in selection.columns else []), *references]

@@ -1,0 +1,53 @@
+"""The optimizer of a stage and its learning rate."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch.nn import Parameter
+from torch.optim import AdamW, Optimizer
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW."""
+
+    lr: float = 1e-5
+    """Highest learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running means of the gradient and of its square."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    paged_8bit: bool = False
+    """8-bit optimizer state that moves to host memory when the GPU is full (bitsandbytes, GPU only)."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over one stage."""
+
+    shape: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: stay, or fall to 0 by the end of the stage."""
+    warmup: float = 0.03
+    """Share of the stage's optimizer steps in which the rate rises from 0."""
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the highest rate is multiplied by at ``step`` (from 0) of ``steps``."""
+        warmup = math.ceil(self.warmup * steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[
+            self.shape
+        ]
+
+
+def make_optimizer(optim: Optim, parameters: Iterable[Parameter]) -> Optimizer:
+    """AdamW, in 8 bits where that is asked for."""
+    settings: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
+    if optim.paged_8bit:
+        from bitsandbytes.optim import PagedAdamW8bit
+
+        return PagedAdamW8bit(parameters, **settings)
+    return AdamW(parameters, **settings)
