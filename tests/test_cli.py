@@ -1,8 +1,10 @@
 """The command line: its three names, configurations that overlay, classes swapped, runs that repeat and resume."""
 
 import importlib
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +14,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import write_rows
+from runs import artifacts
+from tiny import some_pairs, write_rows
 
-from toss_lightning import __version__, cli
+from toss_lightning import __version__, cli, gradients, selection
 from toss_lightning.cli import HELP, main
+from toss_lightning.methods import METHODS, TITLES
 
 pytestmark = pytest.mark.usefixtures("somewhere")
 
 ROOT = Path(__file__).parent.parent
+SELECTIONS = [name for name in selection.__all__ if name in TITLES]
+CORRECTIONS = [name for name in gradients.__all__ if name in TITLES]
 MINE = """
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -179,6 +185,7 @@ def test_help_names_every_verb_and_what_is_most_often_needed(capsys):
         "score",
         "select",
         "validate",
+        "methods",
     ]
     for verb in ("fit", "score", "select", "validate"):
         assert main([verb, "--help"]) == 0
@@ -187,6 +194,9 @@ def test_help_names_every_verb_and_what_is_most_often_needed(capsys):
         for option in ("--ckpt_path FILE|last|auto", "--loop.rounds", "--loop.scores_from", "--loop.selection_from"):
             assert option in said
         assert "promote, promotion, refit, stop_early" in said
+        for plug_in in ("--data.safety", "--data.mixture SafeInstr", "--model.correction SPF|SafeGrad|DualSelect"):
+            assert plug_in in said
+        assert {name for name in TITLES if name != "Everything"} <= {*re.findall(r"\w+", said)}
         assert all(len(line) <= 120 for line in said.splitlines())
 
 
@@ -270,14 +280,58 @@ def test_a_file_of_the_user_comes_before_a_shipped_one(capsys):
 
 def test_the_selection_is_swapped_by_its_bare_name(capsys):
     options = ["--loop.selection", "PerRowTopFraction", "--loop.selection.discard", "0.2"]
-    selection = printed(capsys, *options)["loop"]["init_args"]["selection"]
-    assert selection["class_path"] == "toss_lightning.selection.PerRowTopFraction"
-    assert selection["init_args"]["discard"] == 0.2
+    chosen = printed(capsys, *options)["loop"]["init_args"]["selection"]
+    assert chosen["class_path"] == "toss_lightning.selection.PerRowTopFraction"
+    assert chosen["init_args"]["discard"] == 0.2
     # and without naming it, the default one takes the option
     Path("mine.yaml").write_text("data: {custom: x}")
-    selection = printed(capsys, "--config=mine.yaml", "--loop.selection.discard=0.3")["loop"]["init_args"]["selection"]
-    assert selection["class_path"] == "toss_lightning.selection.GlobalTopFraction"
-    assert selection["init_args"]["discard"] == 0.3
+    chosen = printed(capsys, "--config=mine.yaml", "--loop.selection.discard=0.3")["loop"]["init_args"]["selection"]
+    assert chosen["class_path"] == "toss_lightning.selection.GlobalTopFraction"
+    assert chosen["init_args"]["discard"] == 0.3
+
+
+def test_every_selection_is_named_by_its_bare_name_over_the_arguments_of_another(capsys):
+    for name in SELECTIONS:
+        Path("mine.yaml").write_text(f"loop: {{selection: {{class_path: {name}}}}}")
+        chosen = printed(capsys, "--config=toss", "--config=mine.yaml")["loop"]["init_args"]["selection"]
+        assert chosen["class_path"] == f"toss_lightning.selection.{name}"
+        # what it takes, and nothing that the other has left
+        takes = inspect.signature(getattr(selection, name)).parameters
+        assert chosen.get("init_args", {}).keys() == takes.keys()
+        assert capsys.readouterr().err == ""
+
+
+def test_a_selection_inside_another_is_named_the_same_way(capsys):
+    Path("mine.yaml").write_text(
+        "loop: {selection: {class_path: Anchored, init_args: {selection: {class_path: TossRows}, weight: 2}}}"
+    )
+    outer = printed(capsys, "--config=toss", "--config=methods/toss_anchor", "--config=mine.yaml")
+    outer = outer["loop"]["init_args"]["selection"]["init_args"]
+    assert (outer["weight"], outer["where"]) == (2, "masked")
+    assert outer["selection"]["class_path"] == "toss_lightning.selection.TossRows"
+    assert "protect_end" not in outer["selection"]["init_args"]
+    options = ["--config=methods/toss_anchor", "--loop.selection.selection.discard=0.3"]
+    inner = printed(capsys, "--config=toss", *options)["loop"]["init_args"]["selection"]["init_args"]["selection"]
+    assert inner["class_path"] == "toss_lightning.selection.GlobalTopFraction"
+    assert inner["init_args"]["discard"] == 0.3
+
+
+def test_corrections_and_mixtures_are_named_by_their_bare_names(capsys):
+    for name in CORRECTIONS:
+        Path("mine.yaml").write_text(f"model: {{correction: {{class_path: {name}}}}}")
+        # over others, whose arguments do not stay
+        others = [f"--config=methods/{other}" for other in ("dualselect", "safegrad", "spf")]
+        found = printed(capsys, "--config=toss", *others, "--config=mine.yaml")["model"]["init_args"]["correction"]
+        assert found["class_path"] == f"toss_lightning.gradients.{name}"
+        assert found["init_args"].keys() == inspect.signature(getattr(gradients, name)).parameters.keys()
+        assert capsys.readouterr().err == ""
+    options = ["--model.correction=SPF", "--model.correction.k=2", "--data.mixture=SafeInstr", "--data.mixture.rows=3"]
+    config = printed(capsys, "--config=toss", *options)
+    assert config["model"]["init_args"]["correction"]["init_args"]["k"] == 2
+    assert config["data"]["init_args"]["mixture"]["class_path"].endswith(".SafeInstr")
+    assert config["data"]["init_args"]["mixture"]["init_args"] == {"rows": 3, "share": None}
+    off = printed(capsys, "--config=toss", "--config=methods/spf", "--model.correction=null")
+    assert off["model"]["init_args"]["correction"] is None
 
 
 @pytest.mark.usefixtures("mine")
@@ -302,6 +356,18 @@ def test_classes_of_the_user(capsys, tiny_config, where):
     for line in ("my module: 2 4", "my data: 3 4", "my loop: 4 1", "my selection: 0.3 sour"):
         assert line in said
     assert Path("run/adapters/target/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.*rows stand in both")  # the tiny model reads every word as <unk>
+@pytest.mark.parametrize("method", [one.config for one in METHODS if one.sets == ("safety",)])
+def test_the_demo_has_what_a_method_draws_on(capsys, tiny_model, method):
+    options = ["--model.base.path", tiny_model, "--model.base.quantization=none", "--data.max_length=100000"]
+    options += ["--loop.epochs=1", "--trainer.enable_progress_bar=false", "--trainer.logger=false", "--run_dir=run"]
+    assert main(["fit", "--config=demo", f"--config={method}", *options]) == 0
+    said = capsys.readouterr().out
+    table = said[said.index("Data") : said.index("Plan:")]
+    assert re.search(r"safety +│ +24 │", table)
+    assert max(len(line) for line in table.splitlines()) <= 80
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
@@ -340,6 +406,15 @@ def test_the_saved_configuration_repeats_the_run(capsys, tiny_config, monkeypatc
     assert adapters(run_dir) == first
     assert [str(path) for path in Path("runs").iterdir()] == [run_dir]
     assert yaml.safe_load(Path(run_dir, "config.yaml").read_text()) == saved
+
+
+def test_a_safety_set_that_no_method_draws_on_changes_nothing(tiny_config, tmp_path):
+    more = write_rows(tmp_path / "more.jsonl", some_pairs(6, start=3))
+    assert main(["fit", "--config", tiny_config, "--run_dir", "without"]) == 0
+    assert main(["fit", "--config", tiny_config, "--run_dir", "with", "--data.safety", more]) == 0
+    assert artifacts(Path("with")) == artifacts(Path("without"))
+    sets = [one["set"] for one in json.loads(Path("with/summary.json").read_text())["data"]]
+    assert sets == ["custom", "utility", "harmful", "safety", "utility_val", "harmful_val"]
 
 
 def test_resuming(capsys, tiny_config, monkeypatch):

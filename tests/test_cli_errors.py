@@ -71,6 +71,34 @@ KEYS = [
     ("rounds: 2", "rounds", "loop.rounds"),
     ("data: {score_evry: 2}", "data.score_evry", "data.score_every"),
     ("loop: {selection: {discrd: 0.1}}", "loop.selection.discrd", "loop.selection.discard"),
+    ("data: {safty: x}", "data.safty", "data.safety"),
+    ("correction: SPF", "correction", "model.correction"),
+    ("mixture: SafeInstr", "mixture", "data.mixture"),
+    (
+        "data: {mixture: {class_path: SafeInstr, init_args: {row: 3}}}",
+        "data.mixture.row",
+        "data.mixture.rows",
+    ),
+    (
+        "model: {correction: {class_path: DualSelect, init_args: {warm: 3}}}",
+        "model.correction.warm",
+        "model.correction.warmup",
+    ),
+    (
+        "loop: {selection: {class_path: Sot, init_args: {epsilom: 0.1}}}",
+        "loop.selection.epsilom",
+        "loop.selection.epsilon",
+    ),
+    (
+        "loop: {selection: {class_path: Anchored, init_args: {selection: {class_path: Dsir, init_args: {sed: 1}}}}}",
+        "loop.selection.selection.sed",
+        "loop.selection.selection.seed",
+    ),
+    (
+        "loop: {selection: {class_path: Anchored, init_args: {selection: GlobalTopFraction, discard: 0.1}}}",
+        "loop.selection.discard",
+        "loop.selection.selection.discard",
+    ),
     (
         "loop: {selection: {class_path: PerRowTopFraction, init_args: {discrd: 0.1}}}",
         "loop.selection.discrd",
@@ -119,6 +147,8 @@ CLASSES = {
     "data": ("TosDataModule", "TossDataModule", "toss_lightning.data"),
     "loop": ("TosProLoop", "TossProLoop", "toss_lightning.loops"),
     "loop.selection": ("GlobalTopFrac", "GlobalTopFraction", "toss_lightning.selection"),
+    "model.correction": ("SafeGrd", "SafeGrad", "toss_lightning.gradients"),
+    "data.mixture": ("SafeInstruct", "SafeInstr", "toss_lightning.data.mixtures"),
 }
 
 
@@ -191,6 +221,48 @@ def test_wrong_value_in_a_file(capsys, text, said):
     assert refused(capsys, "fit", "--config", "my.yaml").startswith(f"my.yaml: {said}")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--loop.selection MaskFirst --loop.selection.discard 0.1", "--loop.selection.discard: no such key; there is"),
+        (
+            "--model.correction SafeGrad --model.correction.k 2",
+            "--model.correction.k: no such key; there is rho, examp",
+        ),
+        ("--loop.selection Everything --loop.selection.share 1", "--loop.selection.share: no such key; there is none"),
+    ],
+)
+def test_an_argument_of_another_class_lists_what_this_one_takes(capsys, options, said):
+    assert refused(capsys, "fit", *options.split()).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "name"),
+    [
+        ("model: {correction: {rho: 1}}", "model.correction", "SafeGrad"),
+        ("data: {mixture: {rows: 3}}", "data.mixture", "SafeInstr"),
+        (
+            "loop: {selection: {class_path: Anchored, init_args: {selection: {discard: 0.1}}}}",
+            "loop.selection.selection",
+            "GlobalTopFraction",
+        ),
+    ],
+)
+def test_arguments_of_a_class_that_nobody_named(capsys, text, key, name):
+    Path("my.yaml").write_text(text)
+    error = refused(capsys, "fit", "--config=my.yaml")
+    assert error.startswith(f"my.yaml: {key}: say which class: class_path is one of ")
+    assert name in error
+
+
+def test_the_class_inside_an_anchor(capsys):
+    wrong = "loop: {selection: {class_path: Anchored, init_args: {selection: {class_path: PerRow}}}}"
+    Path("my.yaml").write_text(wrong)
+    assert refused(capsys, "fit", "--config=my.yaml") == (
+        "my.yaml: loop.selection.selection: no class PerRow; did you mean PerRowTopFraction?"
+    )
+
+
 def test_the_file_that_is_wrong_is_named(capsys):
     Path("right.yaml").write_text("model: {lora: {r: 8}}")
     Path("wrong.yaml").write_text("model: {lora: {rank: 8}}")
@@ -222,7 +294,7 @@ def test_trainer_arguments_that_lightning_refuses(capsys, options):
 
 def test_the_verb(capsys):
     assert refused(capsys, "fitt") == "unknown verb 'fitt'; did you mean 'fit'?"
-    assert refused(capsys, "upload") == "unknown verb 'upload'; there is fit, score, select, validate"
+    assert refused(capsys, "upload") == "unknown verb 'upload'; there is fit, score, select, validate, methods"
     assert refused(capsys, "--config", "toss", "fit") == (
         "--config stands before the verb: write toss fit --config ..."
     )

@@ -10,6 +10,7 @@ import yaml
 from tiny import some_pairs, write_rows
 
 from toss_lightning.cli import configs_directory, main
+from toss_lightning.loops.plan import TOSS_PLAN
 
 pytestmark = pytest.mark.usefixtures("somewhere")
 
@@ -32,7 +33,7 @@ ON_A_LAPTOP = (
 def write_data() -> None:
     """Tiny files where configs/data looks for them."""
     Path("data/redorca").mkdir(parents=True)
-    sizes = {"custom": 14, "utility": 10, "harmful": 8}
+    sizes = {"custom": 14, "utility": 10, "harmful": 8, "safety": 6}
     for start, (name, count) in enumerate(sizes.items()):
         write_rows(Path(f"data/{name}.jsonl"), some_pairs(count, start))
         rows = [{"question": prompt, "response": reply} for prompt, reply in some_pairs(count, start)]
@@ -56,10 +57,12 @@ def test_every_file_is_in_a_recipe():
 def test_recipes_run(recipe, tiny_model, capsys):
     write_data()
     configs = [f"--config=configs/{name}" for name in ["toss.yaml", *recipe]]
-    assert main(["fit", *configs, "--model.base.path", tiny_model, *ON_A_LAPTOP, "--run_dir", "run"]) == 0
+    options = ["--model.base.path", tiny_model, *ON_A_LAPTOP, "--data.safety=data/safety.jsonl", "--run_dir", "run"]
+    assert main(["fit", *configs, *options]) == 0
     summary = json.loads(Path("run/summary.json").read_text())
-    trained = [name for name in ("utility", "degraded", "target") if name in summary["stages"]]
-    assert trained == (["target"] if "methods/sft.yaml" in recipe else ["utility", "degraded", "target"])
+    trained = [name for name in ("utility", "degraded", "seal", "target") if name in summary["stages"]]
+    method = yaml.safe_load((ROOT / "configs" / recipe[-1]).read_text()).get("loop", {})
+    assert set(trained) == set(method.get("plan", TOSS_PLAN)) - {"score", "select"}
     for name in trained:
         adapter = json.loads(Path(f"run/adapters/{name}/adapter_config.json").read_text())
         expected = 7 if "models/smollm2_135m.yaml" in recipe else 2  # all-linear, or q_proj and v_proj

@@ -22,6 +22,7 @@ VERBS = {
     "score": "the part of fit up to the scores, rounds included: score once, then train anywhere",
     "select": "select from scores that are there; needs no model and no GPU",
     "validate": "held-out losses of the base, or of a checkpoint's adapter with --ckpt_path",
+    "methods": "TOSS and what else there is to choose from; with a name, all about one",
 }
 HELP = f"""toss {__version__}: safe LLM fine-tuning; the riskiest response tokens are left out of the loss
 
@@ -34,6 +35,15 @@ usage: toss VERB [--config FILE ...] [--KEY VALUE ...]
 
 Without --config, fit runs the demo on the bundled model. Several --config files overlay, the later one wins:
   toss fit --config configs/toss.yaml --config configs/models/llama32_1b.yaml --config my_data.yaml
+A method is a file too, laid over configs/toss.yaml or, to try it, over the demo:
+  toss fit --config demo --config methods/spf
+"""
+METHODS_HELP = """usage: toss methods [NAME]
+
+{text}
+
+  toss methods             a table; into a pipe, a line for each with tabs between its facts
+  toss methods spf         one method: what it needs and costs, its page, its configuration
 """
 VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
 
@@ -48,6 +58,8 @@ VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
   --data.custom PATH       the rows to learn from: a file, a hub dataset, or sample:NAME
   --data.utility PATH      rows of high quality for the same task
   --data.harmful PATH      harmful requests with replies that comply
+  --data.safety PATH       harmful requests with safe replies, for methods that draw on them
+  --data.mixture SafeInstr|your.Class   rows that are trained on besides; --data.mixture.rows N
   --data.batch_size N      rows per optimizer step, over all devices
   --data.max_tokens N      tokens that a device holds at once
   --model.base.path NAME   a hub id, a directory, a .gguf file, or bundled:smollm2-135m-instruct
@@ -55,9 +67,11 @@ VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
   --model.lora.r N         rank of the adapters; also alpha, targets, dora, rslora
   --model.optim.lr X
   --model.normalize all|kept|row
+  --model.correction SPF|SafeGrad|DualSelect|your.Class   of the task gradient, in each step of the target
   --loop.plan "[utility, degraded, score, select, target]"
-  --loop.selection GlobalTopFraction|PerRowTopFraction|your.Class
-  --loop.selection.discard X   share of the response tokens to mask
+  --loop.selection GlobalTopFraction|PerRowTopFraction|ChainSelection|MaskFirst|DrSft|ConstrainedSft|Rho1|TokenCleaning
+                           over tokens; RandomRows|TossRows|Dsir|Seal|Sot over rows; Anchored; your.Class
+  --loop.selection.discard X   share of the response tokens (of the rows) that is left out
   --loop.rounds N          rounds of TOSS-Pro; also promote, promotion, refit, stop_early
   --loop.scores_from DIR   select from these scores; --loop.selection_from DIR trains with this selection
   --loop.epochs N
@@ -84,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         verb = check_verb(args)
         if "-h" in args or "--help" in args:
-            print(VERB_HELP.format(verb=verb, text=VERBS[verb]))
+            print((METHODS_HELP if verb == "methods" else VERB_HELP).format(verb=verb, text=VERBS[verb]))
+            return 0
+        if verb == "methods":
+            show_methods(args[1:])
             return 0
         args = ["--help" if arg == "--help-all" else arg for arg in args]
         args = with_configs(args)
@@ -109,6 +126,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; go on with the same command and --ckpt_path last", file=sys.stderr)
         return 130
     return 0
+
+
+def show_methods(names: Sequence[str]) -> None:
+    """Prints all methods, or those that are named.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    from toss_lightning.cli_methods import find_method, list_methods, show_method
+
+    for method in [find_method(name) for name in names]:
+        show_method(method, configs_directory() / f"{method.config}.yaml")
+    if not names:
+        list_methods()
 
 
 def check_verb(args: Sequence[str]) -> str:

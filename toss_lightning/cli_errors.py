@@ -20,6 +20,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
+MANY = 16
+"""Names that a message lists at most."""
 LISTS = (list, set, collections.abc.Sequence, collections.abc.Iterable)
 
 
@@ -113,7 +115,7 @@ class _Walk:
             elif near := _near(name, known):
                 yield self.say(key, f": no such key; did you mean {f'{under}.{near}'.lstrip('.')}?")
             else:
-                yield self.say(key, f": no such key; there is {_listed(known)}")
+                yield self.say(key, f": no such key; there is {_listed(known) or 'none here'}")
 
     def paths(self, under: str, known: Mapping[str, Any]) -> Iterator[str]:
         """Every key below ``under``, as it is configured by now."""
@@ -190,7 +192,7 @@ def _near(name: str, known: Iterable[str]) -> str | None:
 
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return ", ".join(names[:MANY]) + (", ..." if len(names) > MANY else "")
 
 
 def _members(kind: Any) -> list[Any]:
@@ -223,15 +225,14 @@ def _subclasses(classes: Sequence[Any], given: bool = True) -> dict[str, type]:
         if not base and not one.__name__.startswith("_"):
             found[one.__name__] = one
         found |= _subclasses(one.__subclasses__(), given=False)
-    return found
+    return dict(sorted(found.items()))
 
 
 def _parameters(owner: Any) -> tuple[dict[str, Any], bool]:
     """Names and types of what a class takes, and whether it takes further names of which nothing is known."""
     known: dict[str, Any] = {}
-    for base in inspect.getmro(owner):
-        if "__init__" not in vars(base):
-            continue
+    makers = [base for base in inspect.getmro(owner) if "__init__" in vars(base) and base is not object]
+    for base in makers:
         try:
             hints = typing.get_type_hints(vars(base)["__init__"])
         except (NameError, TypeError):
@@ -243,7 +244,7 @@ def _parameters(owner: Any) -> tuple[dict[str, Any], bool]:
                 known.setdefault(one.name, hints.get(one.name, Any))
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             return known, False
-    return known, True
+    return known, bool(makers)
 
 
 def _fits(value: Any, kind: Any) -> bool:

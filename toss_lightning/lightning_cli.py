@@ -66,6 +66,23 @@ class SaveConfig(SaveConfigCallback):
         write_text(Path(trainer.default_root_dir) / name, self.parser.dump(config, skip_none=False))
 
 
+class TossParser(LightningArgumentParser):
+    """A parser for which the path of a set is a path.
+
+    jsonargparse 4 would open a .json or .csv file that stands where a list may stand, as if it were configuration, and
+    has no public switch for classes that are given by class_path. tests/test_cli.py fails when this changes.
+    """
+
+    def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds the arguments of a plug-in's class."""
+        added = super().add_subclass_arguments(*args, **kwargs)
+        actions: list[Any] = self._actions
+        for action in actions:
+            if getattr(action, "_enable_path", False):
+                action.sub_add_kwargs["sub_configs"] = False
+        return added
+
+
 class TossCLI(LightningCLI):
     """Module, datamodule and loop are given by class_path, and every selection inside the loop."""
 
@@ -84,6 +101,7 @@ class TossCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            parser_class=TossParser,
             load_from_checkpoint_support=False,
             args=self.args,
         )
