@@ -298,10 +298,9 @@ def main() -> None:
     quiet()
     epochs = dict(zip(TITLES, args.epochs, strict=True))
     measured = {name: measure(name, epochs[name]) for name in args.models}
-    text = report(measured, "")
-    if args.models == list(TITLES):
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(text, encoding="utf-8")
+    text = report(measured, "" if args.models == list(TITLES) else f" --models {' '.join(args.models)}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(text, encoding="utf-8")
     print(text)
 
 

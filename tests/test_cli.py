@@ -696,3 +696,13 @@ def test_configs_of_an_installed_package_come_first(tmp_path, monkeypatch):
     assert cli.configs_directory() == package / "configs"
     (package / "configs").rmdir()
     assert cli.configs_directory() == tmp_path / "site" / "configs"
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv", "jsonl", "parquet"])
+def test_the_path_of_a_set_stays_a_path(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """jsonargparse would read the file of a set as a list of sources, and the set would be that many copies of it."""
+    rows, config = tmp_path / f"rows.{suffix}", tmp_path / "mine.yaml"
+    rows.write_text('[{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]')
+    config.write_text(f"data: {{utility: {rows}}}")
+    data = printed(capsys, "--config=toss", f"--config={config}", f"--data.custom={rows}")["data"]["init_args"]
+    assert data["custom"] == data["utility"] == str(rows)
