@@ -292,7 +292,7 @@ def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(TITLES), default=list(TITLES))
-    parser.add_argument("--epochs", type=int, nargs=2, default=[25, 2], help="of 8 steps each: tiny and bundled")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[25, 1], help="of 8 steps each: tiny and bundled")
     args = parser.parse_args()
     torch.set_num_threads(1)
     quiet()

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from runs import artifacts, tiny_fit
 from safetensors.torch import load_file
 
-from toss_lightning.data import TossDataModule
+from toss_lightning.data.scoring import Scoring
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.loops import TossProLoop, make_trainer
 from toss_lightning.loops.checkpoints import newest
@@ -277,18 +277,18 @@ def test_a_store_never_holds_columns_of_two_runs(
     tiny_model, tiny_sets, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished / "scores", tmp_path / "scores")
-    score = TossDataModule._score_column
+    score = Scoring._column
 
-    def killed_in_the_second(self, trainer, writer, column, *rest):
+    def killed_in_the_second(self, column, *rest):
         if column == "degraded":
             raise RuntimeError("killed")
-        score(self, trainer, writer, column, *rest)
+        score(self, column, *rest)
 
-    monkeypatch.setattr(TossDataModule, "_score_column", killed_in_the_second)
+    monkeypatch.setattr(Scoring, "_column", killed_in_the_second)
     with pytest.raises(RuntimeError, match="killed"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, seed=2)
-    with pytest.raises(StoreError, match=r"no scores of round \d here \(rounds: none\)"):
-        TokenScores(tmp_path / "scores")
+    with pytest.raises(StoreError, match="no column loss_degraded here"):
+        TokenScores(tmp_path / "scores").score()
 
 
 def test_a_fit_takes_up_what_scoring_alone_has_done(tiny_model, tiny_sets, tmp_path: Path, finished: Path) -> None:

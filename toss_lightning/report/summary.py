@@ -116,7 +116,7 @@ class Summary:
         for reason in self.idle:
             say(f"WARNING: {reason}")
         if self.idle and self.plain:
-            say("WARNING: no plug-in of this method changed anything: the target is plain fine-tuning by another name")
+            say("WARNING: no plug-in of this method changed anything: the target is a plain fine-tuning")
 
     def say_round(self, round: int) -> None:
         """Says what a round brought, in one line."""
