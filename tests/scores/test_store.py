@@ -221,6 +221,20 @@ def test_the_last_round_is_the_one_that_was_finished(tmp_path: Path) -> None:
     assert TokenScores(path).round == 1
 
 
+@pytest.mark.parametrize(("dropped", "last"), [("utility", 0), ("degraded", 0), ("degraded-1", 0), ("degraded-2", 1)])
+def test_the_last_round_is_one_that_is_still_there(tmp_path: Path, dropped: str, last: int) -> None:
+    path = make_store(tmp_path / "scores", ["utility", "degraded", "degraded-1", "degraded-2"], round=2)
+    ScoreWriter(path, FINGERPRINTS).drop(dropped)
+    scores = TokenScores(path)
+    assert (scores.round, scores.rounds) == (last, list(range(last + (dropped != "degraded"))))
+
+
+def test_the_losses_of_the_base_belong_to_no_round(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "scores", ["base", "utility", "degraded", "degraded-1"], round=1)
+    ScoreWriter(path, FINGERPRINTS).drop("base")
+    assert (TokenScores(path).round, TokenScores(path).rounds) == (1, [0, 1])
+
+
 def test_a_round_that_was_never_scored(tmp_path: Path) -> None:
     path = make_store(tmp_path / "scores", ["utility", "degraded", "degraded-1"])
     for round in (2, -1):

@@ -102,11 +102,13 @@ class ScoreWriter:
 
     def drop(self, column: str) -> None:
         """Removes a column, and those of later rounds, which followed from it unless it is the base's."""
+        manifest, round = read_json(self.path / MANIFEST), _round_of(column)
+        if column != "base":
+            if manifest is not None and manifest["round"] >= max(round, 1):
+                self.finish_round(max(round - 1, 0))
+            for later in range(round + 1, len(list(self.path.glob("loss_degraded*"))) + 1):
+                discard_directory(self.path / f"loss_{degraded_column(later)}")
         discard_directory(self.path / f"loss_{column}")
-        if column == "base":
-            return
-        for later in range(_round_of(column) + 1, len(list(self.path.glob("loss_degraded*"))) + 1):
-            discard_directory(self.path / f"loss_{degraded_column(later)}")
 
     def begin_column(self, column: str, adapter: str, plan: str) -> None:
         """Makes room for a column; chunks of it that were made with the same adapter and plan stay.
