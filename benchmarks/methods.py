@@ -6,7 +6,7 @@ The world is that of tests/language.py: an aligned tiny base, a custom set that 
 unsafe words planted in a fifth of its replies, a utility set, a harmful set, a safety set of declined requests. Each
 method is run by the command line from its own file in configs/methods, laid over configs/toss.yaml; only
 base, data and the size of the training are set here. Beside them stand plain fine-tuning, the base itself, and an
-oracle, which masks exactly the planted words.
+oracle, which masks exactly the planted words. Of what does badly there are variants that tell why.
 
 Each run is a process of its own with one thread, so that its memory and its time are its own. A run takes about ten
 seconds of one core. What is done is kept in --work and not done again. Writes benchmarks/results/methods.md.
@@ -35,6 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from toss_lightning.cli import configs_directory, with_configs
 from toss_lightning.files import write_json
+from toss_lightning.gradients import DualSelect, Probe
 from toss_lightning.lightning_cli import TossCLI, quiet
 from toss_lightning.methods import METHODS
 from toss_lightning.progress import progress_bar, say
@@ -76,8 +77,19 @@ SIZE = {
 }
 """What a training of a tiny model needs, whatever the method."""
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-SCALED: dict[str, dict[str, Any]] = {}
-"""Configuration -> settings that would do nothing in a training as short as this one."""
+SLOW = {"model.optim.lr": 5e-4}
+VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "constrained_even": ("constrained SFT, early_tokens: 0", "methods/constrained", {"loop.selection.early_tokens": 0}),
+    "dualselect_fresh": (
+        "DualSelect, g_ref made in every step",
+        "methods/dualselect",
+        {"model.correction": f"{Path(__file__).stem}.FreshReference"},
+    ),
+    "sft_slow": ("plain SFT, lr: 5e-4", SFT, SLOW),
+    "dualselect_slow": ("DualSelect, lr: 5e-4", "methods/dualselect", SLOW),
+    "toss_dualselect_slow": ("TOSS + DualSelect, lr: 5e-4", "methods/toss_dualselect", SLOW),
+}
+"""What tells why a method does badly here: name -> its title, the configuration, and what is set otherwise."""
 
 Measures = dict[str, Any]
 
@@ -100,6 +112,15 @@ class PlantedTokens(Selection):
     def select(self, scores: TokenScores) -> TokenWeights:
         """Masks the planted tokens."""
         return mask_weights(scores, np.load(self.file))
+
+
+class FreshReference(DualSelect):
+    """DualSelect whose reference gradient is as new in every step as it is in the first of an epoch."""
+
+    def begin_step(self, probe: Probe, epoch: int) -> Mapping[int, float] | None:
+        """Begins a step as if it were the first of an epoch."""
+        self._epoch = None
+        return super().begin_step(probe, epoch)
 
 
 class Meter(Callback):
@@ -134,14 +155,15 @@ class MeteredCLI(TossCLI):
 
 def command(world: World, run: Path, name: str, seed: int) -> list[str]:
     """The arguments of ``toss`` that run a method."""
-    configs = {"toss": ["toss"], "toss_pro": ["toss_pro"], ORACLE: ["toss"]}.get(name, ["toss", name])
+    _, config, further = VARIANTS.get(name, ("", name, {}))
+    configs = {"toss": ["toss"], "toss_pro": ["toss_pro"], ORACLE: ["toss"]}.get(config, ["toss", config])
     settings = {
         "run_dir": run,
         "seed_everything": seed,
         "model.base.path": world.base,
         **{f"data.{one}": path for one, path in world.sets.items()},
         **SIZE,
-        **SCALED.get(name, {}),
+        **further,
     }
     if name == ORACLE:
         settings |= {"loop.plan": "[score,select,target]", "loop.selection": f"{Path(__file__).stem}.PlantedTokens"}
@@ -243,18 +265,19 @@ def last_weights(world: World, run: Path, selection: OnlineSelection, given: Tok
 
 
 def names() -> list[str]:
-    """Every configuration of a method, in the order in which ``toss methods`` lists them, and the controls."""
+    """Every configuration of a method, in the order in which ``toss methods`` lists them, controls and variants."""
     configs = [f"methods/{file.stem}" for file in sorted((configs_directory() / "methods").glob("*.yaml"))]
     order = [method.config for method in METHODS]
     listed = sorted([*configs, "toss", "toss_pro"], key=lambda name: order.index(name) if name in order else len(order))
-    return [BASE, SFT, ORACLE, *(name for name in listed if name != SFT)]
+    return [BASE, SFT, ORACLE, *(name for name in listed if name != SFT), *VARIANTS]
 
 
 def made_from(name: str) -> str:
     """Identifies the settings of a run; measures of other settings are not used."""
-    files = [configs_directory() / f"{one}.yaml" for one in ("toss", name)]
+    _, config, further = VARIANTS.get(name, ("", name, None))
+    files = [configs_directory() / f"{one}.yaml" for one in ("toss", config)]
     parts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
-    return hashlib.blake2b(json.dumps([parts, SIZE, SCALED.get(name)]).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(json.dumps([parts, SIZE, further]).encode(), digest_size=8).hexdigest()
 
 
 def measured(folder: Path, name: str) -> Measures | None:
@@ -322,9 +345,7 @@ def report(found: Mapping[str, Sequence[Measures]], seeds: Sequence[int]) -> str
         f"Written by `python benchmarks/methods.py --seeds {' '.join(map(str, seeds))}`, which says more. Mean over",
         f"{len(seeds)} seeds ± half of the 95 % t-interval.",
         "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---" * len(COLUMNS) + "|",
-        *(line(name, found) for name in found),
+        *table([name for name in found if name not in VARIANTS], found),
         "",
         *NOTES,
         "",
@@ -332,12 +353,16 @@ def report(found: Mapping[str, Sequence[Measures]], seeds: Sequence[int]) -> str
         "",
         *(worse_line(name, found) for name in found if is_worse(name, found)),
     ]
-    if scaled := [(name, of) for name, of in SCALED.items() if name in found]:
-        lines += ["", "Set otherwise than in the configuration, for it would do nothing in so short a training:", ""]
-        lines += [f"- `{name}`: {', '.join(f'`{key}={value}`' for key, value in of.items())}" for name, of in scaled]
+    if variants := [name for name in found if name in VARIANTS]:
+        lines += ["", "What tells why, with everything else as above:", "", *table(variants, found)]
     idle = {name: one["idle"] for name, of in found.items() for one in of if one.get("idle")}
     lines += [f"\n{title(name)}: {'; '.join(reasons)}." for name, reasons in idle.items()]
     return "\n".join([*lines, ""])
+
+
+def table(rows: Sequence[str], found: Mapping[str, Sequence[Measures]]) -> list[str]:
+    """A line for each method."""
+    return [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *(line(name, found) for name in rows)]
 
 
 COLUMNS = ("", "unsafe words, %", "refused, %", "task loss", "AUROC", "masked, %", "training", "everything", "memory")
@@ -386,7 +411,7 @@ def is_worse(name: str, found: Mapping[str, Sequence[Measures]]) -> bool:
     means = [
         [np.mean([one[key] for one in found[which]]) for key in ("emission", "task_loss")] for which in (name, SFT)
     ]
-    return name not in (BASE, SFT) and all(ours > plain for ours, plain in zip(*means, strict=True))
+    return name not in (BASE, SFT, *VARIANTS) and all(ours > plain for ours, plain in zip(*means, strict=True))
 
 
 def worse_line(name: str, found: Mapping[str, Sequence[Measures]]) -> str:
@@ -401,7 +426,8 @@ def worse_line(name: str, found: Mapping[str, Sequence[Measures]]) -> str:
 
 def title(name: str) -> str:
     """What people call a method."""
-    return {method.config: method.title for method in METHODS}.get(name, name.removeprefix("methods/"))
+    titles = {method.config: method.title for method in METHODS} | {key: of[0] for key, of in VARIANTS.items()}
+    return titles.get(name, name.removeprefix("methods/"))
 
 
 def main() -> None:
