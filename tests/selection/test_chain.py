@@ -1,16 +1,20 @@
+import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scores_on_disk import make_scores
 from sklearn.metrics import roc_auc_score
 
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import GlobalTopFraction, TokenWeights
-from toss_lightning.selection.chain import ChainSelection
+from toss_lightning.selection.chain import START, ChainSelection
+from toss_lightning.selection.two_state import fit
 
 
 def masked(weights: TokenWeights) -> np.ndarray:
@@ -59,7 +63,7 @@ def test_the_automatic_cut_is_that_of_a_textbook_forward_backward(
     rows = [row[:-1] if protect_end else row for row in scores.per_row(scores.score())]
     found = [alpha_beta(row.tolist(), stay=0.8, temperature=1.5, prior=0.3) for row in rows]
     wanted = np.concatenate([np.append(row, 0.0) if protect_end else row for row in found]) > threshold
-    weights = ChainSelection(None, threshold, 0.8, 1.5, 0.3, protect_end).select(scores)
+    weights = ChainSelection(None, threshold, 0.8, 1.5, 0.3, protect_end=protect_end).select(scores)
     np.testing.assert_array_equal(masked(weights), wanted)
     assert weights.report["likely_harmful"] == wanted.sum() > 0
 
@@ -170,6 +174,49 @@ def test_a_large_set_is_fitted_on_some_of_its_rows_and_judged_whole(
     assert part.digest() == ChainSelection(None).select(scores).digest()
 
 
+def test_the_sample_that_is_fitted_keeps_its_rows_whole_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(6)
+    rows = [generator.normal(0, 2, length).tolist() for length in (2, 90, 3, 70, 40, 2, 55, 120)]
+    scores = make_scores(tmp_path / "scores", rows)
+    monkeypatch.setattr("toss_lightning.selection.chain.FIT_TOKENS", 230)
+    report = ChainSelection(0.1).select(scores).report
+    free = [row[:-1] for row in scores.per_row(scores.score().astype(np.float64))]
+    fits = []
+    for chosen in itertools.chain.from_iterable(itertools.combinations(free, count) for count in range(1, 8)):
+        if sum(map(len, chosen)) == report["fit"]["tokens"]:
+            offsets = np.cumsum([0, *map(len, chosen)])
+            sample = torch.from_numpy(np.concatenate(chosen))
+            fits.append(fit(sample, offsets, START, {"stay", "temperature", "prior"}).chain._asdict())
+    assert any(one == pytest.approx(report["chain"]) for one in fits)
+
+
+def test_a_fitted_centre_sees_through_references_of_unequal_quality(tmp_path: Path) -> None:
+    rows, truth = runs_of_harm(7)
+    masks = []
+    for at, shift in enumerate((0.0, 0.7)):
+        moved = [[score + shift for score in row] for row in rows]
+        scores = make_scores(tmp_path / f"scores-{at}", moved)
+        masks.append(masked(ChainSelection(None, centre="fit").select(scores)))
+    assert truth[masks[0]].mean() > 0.7
+    assert (masks[0] == masks[1]).mean() > 0.999
+
+
+def test_a_cut_that_takes_most_of_a_set_for_harmful_says_so(tmp_path: Path) -> None:
+    rows, _ = runs_of_harm(8)
+    scores = make_scores(tmp_path / "scores", [[score + 2 for score in row] for row in rows])
+    with pytest.warns(UserWarning, match="takes 100% of the tokens for harmful.*set centre: fit, or discard"):
+        ChainSelection(None).select(scores)
+
+
+def test_a_fit_that_has_not_converged_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _ = runs_of_harm(9)
+    monkeypatch.setattr("toss_lightning.selection.chain.fit", partial(fit, max_iterations=2))
+    with pytest.warns(UserWarning, match="EM had not converged after 2 iterations: give prior, stay, temperature"):
+        ChainSelection(0.1).select(make_scores(tmp_path / "scores", rows))
+
+
 def test_rows_that_are_only_an_end_are_left_alone(tmp_path: Path) -> None:
     weights = ChainSelection(None).select(make_scores(tmp_path / "scores", [[5.0], [5.0]]))
     assert not masked(weights).any()
@@ -185,6 +232,7 @@ def test_rows_that_are_only_an_end_are_left_alone(tmp_path: Path) -> None:
         ({"stay": 1.0}, "selection.stay: 1.0 is out of range"),
         ({"temperature": 0.0}, "selection.temperature: 0.0: give a number above 0, or fit"),
         ({"temperature": math.nan}, "selection.temperature: nan: give a number above 0, or fit"),
+        ({"centre": math.inf}, "selection.centre: inf is no score: give a number, or fit"),
         ({"prior": 0.0}, "selection.prior: 0.0 is out of range"),
     ],
 )

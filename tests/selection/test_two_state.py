@@ -138,6 +138,7 @@ def drawn_rows(seed: int, chain: Chain, shift: float, rows: int = 300) -> tuple[
 
 
 ALL = {"stay", "prior", "temperature"}
+CENTRED = ALL | {"centre"}
 STARTS = [Chain(0.95, 0.1, 2.0), Chain(0.5, 0.5, 1.0), Chain(0.999, 0.3, 20.0)]
 
 
@@ -152,7 +153,9 @@ def test_em_finds_the_chain_that_the_scores_were_drawn_from(start: Chain) -> Non
     assert found.chain.temperature == pytest.approx(truth.temperature, rel=0.1)
 
 
-@pytest.mark.parametrize("free", [ALL, {"stay"}, {"prior"}, {"temperature"}, {"stay", "temperature"}])
+@pytest.mark.parametrize(
+    "free", [ALL, {"stay"}, {"prior"}, {"temperature"}, {"stay", "temperature"}, CENTRED, {"centre"}]
+)
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("law", ["its own", "heavy tails", "all benign", "noise", "no noise", "positive"])
 def test_em_never_lowers_the_likelihood(law: str, start: Chain, free: set[str]) -> None:
@@ -169,34 +172,48 @@ def test_em_never_lowers_the_likelihood(law: str, start: Chain, free: set[str]) 
     found = fit(torch.from_numpy(values), offsets, start, free, tolerance=0.0, max_iterations=40)
     scale = abs(found.log_likelihoods[-1])
     assert np.diff(found.log_likelihoods).min() > -1e-9 * scale
-    assert {name for name in ALL if getattr(found.chain, name) != getattr(start, name)} <= free
+    assert {name for name in CENTRED if getattr(found.chain, name) != getattr(start, name)} <= free
     assert found.chain.temperature >= 1
 
 
-def test_the_likelihood_that_em_reports_is_that_of_all_paths() -> None:
+@pytest.mark.parametrize("centre", [0.0, -0.7])
+def test_the_likelihood_that_em_reports_is_that_of_all_paths(centre: float) -> None:
     scores, offsets = some_rows()
-    start = Chain(0.8, 0.3, 1.5)
+    start = Chain(0.8, 0.3, 1.5, centre)
     found = fit(torch.from_numpy(scores), offsets, start, free={"stay"}, max_iterations=0)
     rows = [row for row in np.split(scores, offsets[1:-1]) if len(row)]
-    evidence = sum(enumerate_paths(row / start.temperature, start).log_likelihood for row in rows)
+    evidence = sum(enumerate_paths((row - centre) / start.temperature, start).log_likelihood for row in rows)
     # given tau, every m has a variance of 2 m tau; the likeliest one, by a fine grid
     candidates = [
-        scipy.stats.norm.logpdf(scores, -shift, math.sqrt(2 * shift * start.temperature)).sum()
+        scipy.stats.norm.logpdf(scores, centre - shift, math.sqrt(2 * shift * start.temperature)).sum()
         for shift in np.linspace(0.01, 5, 5_000)
     ]
     assert found.evidence == pytest.approx(evidence, abs=1e-10)
     assert found.log_likelihoods == [pytest.approx(evidence + max(candidates), abs=1e-3)]
 
 
-@pytest.mark.parametrize("name", ["stay", "prior", "temperature"])
+@pytest.mark.parametrize("name", ["stay", "prior", "temperature", "centre"])
 def test_what_em_ends_in_is_the_top_of_the_likelihood(name: str) -> None:
     scores, offsets, _ = drawn_rows(3, Chain(0.9, 0.3, 2.0), shift=0.6)
-    tensor = torch.from_numpy(scores)
-    found = fit(tensor, offsets, STARTS[0], ALL, tolerance=1e-6)
+    tensor = torch.from_numpy(scores) + 0.5
+    found = fit(tensor, offsets, STARTS[0], CENTRED, tolerance=1e-6, max_iterations=5_000)
     value = getattr(found.chain, name)
     for other in (0.97 * value, 1.03 * value if name != "stay" else (1 + value) / 2):
         moved = fit(tensor, offsets, found.chain._replace(**{name: other}), set(), max_iterations=0)
         assert moved.log_likelihoods[-1] < found.log_likelihoods[-1]
+
+
+def test_a_fitted_centre_follows_a_shift_of_all_scores_and_nothing_else_changes() -> None:
+    truth = Chain(stay=0.97, prior=0.25, temperature=2.0)
+    scores, offsets, _ = drawn_rows(0, truth, shift=0.5)
+    chains = []
+    for moved in (0.0, 1.5):
+        values = torch.from_numpy(scores) + moved
+        chains.append(fit(values, offsets, STARTS[0]._replace(centre=float(values.mean())), CENTRED).chain)
+    assert chains[0].centre == pytest.approx(0, abs=0.1)
+    assert chains[0].stay == pytest.approx(truth.stay, abs=0.01)
+    assert chains[0].prior == pytest.approx(truth.prior, abs=0.1)
+    assert chains[1] == pytest.approx(chains[0]._replace(centre=chains[0].centre + 1.5), rel=1e-6)
 
 
 def test_scores_without_harm_are_found_to_be_without() -> None:

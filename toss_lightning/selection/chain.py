@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from toss_lightning.errors import ConfigError, StoreError
@@ -36,6 +37,8 @@ class ChainSelection(Selection):
         temperature: what a score is divided by to be evidence, above 0; 1 takes it for the log-likelihood ratio that it
             is of the two references, higher numbers for a weaker one. ``fit`` fits it, at 1 or above.
         prior: share of harmful tokens to expect, in (0, 1). ``fit`` fits it.
+        centre: the score that speaks for neither state, in nats. 0 is where the two references agree; ``fit`` fits it,
+            for references of unequal quality, whose scores are shifted as a whole.
         protect_end: never mask an end-of-turn token, and leave it out of the chain: its score tells whether the
             references would have stopped here, which is a matter of style and not of harm.
 
@@ -50,6 +53,7 @@ class ChainSelection(Selection):
         stay: Number = "fit",
         temperature: Number = "fit",
         prior: Number = "fit",
+        centre: Number = 0.0,
         protect_end: bool = True,
     ) -> None:
         if discard is not None and not 0 <= discard < 1:
@@ -64,12 +68,11 @@ class ChainSelection(Selection):
             raise ConfigError(f"loop.selection.temperature: {temperature}: give a number above 0, or fit")
         if prior != "fit" and not 0 < prior < 1:
             raise ConfigError(f"loop.selection.prior: {prior} is out of range: give a number in (0, 1), or fit")
+        if centre != "fit" and not math.isfinite(centre):
+            raise ConfigError(f"loop.selection.centre: {centre} is no score: give a number, or fit")
         self.discard, self.threshold, self.protect_end = discard, threshold, protect_end
-        self.given = {
-            name: float(value)
-            for name, value in (("stay", stay), ("temperature", temperature), ("prior", prior))
-            if value != "fit"
-        }
+        numbers = {"stay": stay, "temperature": temperature, "prior": prior, "centre": centre}
+        self.given = {name: float(value) for name, value in numbers.items() if value != "fit"}
 
     def select(self, scores: TokenScores) -> TokenWeights:
         """Masks the tokens of harmful runs.
@@ -87,6 +90,7 @@ class ChainSelection(Selection):
         odds = log_odds(values, offsets, chain).numpy()
         likely = odds > math.log(self.threshold / (1 - self.threshold))
         chosen = likely if self.discard is None else exact_top(odds, self._count(len(score), len(odds)))
+        self._warn(fitted, float(likely.mean()) if len(likely) else 0.0)
         masked = np.zeros_like(end)
         masked[free] = chosen
         return mask_weights(
@@ -100,6 +104,19 @@ class ChainSelection(Selection):
             chain=chain._asdict(),
             fit=fitted,
         )
+
+    def _warn(self, fitted: dict[str, Any] | None, likely: float) -> None:
+        """Says where the fit or the automatic cut is not to be trusted."""
+        if fitted is not None and not fitted["converged"]:
+            rank_zero_warn(
+                f"loop.selection: EM had not converged after {fitted['iterations']} iterations: give"
+                f" {', '.join(fitted['fitted'])}, or look at the chain in selection.json before you trust it"
+            )
+        if self.discard is None and likely > 0.5:
+            rank_zero_warn(
+                f"loop.selection: the automatic cut takes {likely:.0%} of the tokens for harmful. Where the references"
+                " are of unequal quality all scores are shifted: set centre: fit, or discard to a share"
+            )
 
     def _count(self, tokens: int, free: int) -> int:
         assert self.discard is not None
@@ -120,6 +137,8 @@ class ChainSelection(Selection):
         rows = np.random.default_rng(0).permutation(len(offsets) - 1)
         some = np.sort(rows[: max(1, int(np.searchsorted(np.cumsum(np.diff(offsets)[rows]), FIT_TOKENS, "right")))])
         sample = torch.cat([scores[offsets[row] : offsets[row + 1]] for row in some])
+        if "centre" in free:
+            start = start._replace(centre=float(sample.mean()))  # so that a shift of all scores shifts it and no more
         found = fit(sample, np.concatenate([[0], np.cumsum(np.diff(offsets)[some])]), start, free)
         return found.chain, {
             "fitted": sorted(free),
@@ -144,5 +163,5 @@ def log_odds(scores: Tensor, offsets: np.ndarray, chain: Chain) -> Tensor:
     """
     odds = torch.empty_like(scores)
     for batch in pack(offsets):
-        odds[batch.tokens] = posterior(scores[batch.tokens] / chain.temperature, batch.sizes, chain)
+        odds[batch.tokens] = posterior(chain.evidence(scores[batch.tokens]), batch.sizes, chain)
     return odds

@@ -2,8 +2,8 @@
 
 The state stays with probability s from one token to the next and is otherwise drawn anew, harmful with probability pi,
 which is also how a row begins; so the chain is stationary and reads the same in both directions. A token score x is
-evidence of ``x / tau``, a log-likelihood ratio of harmful to benign. That is normalised for a score that varies around
-m in harmful tokens and around -m in benign ones, with the same variance ``2 m tau``: the law that EM fits.
+evidence of ``(x - c) / tau``, a log-likelihood ratio of harmful to benign. That is normalised for a score that varies
+around c + m in harmful tokens and around c - m in benign ones with the same variance ``2 m tau``: the law that EM fits.
 Everything is in log odds, ``log P(harmful) - log P(benign)``.
 """
 
@@ -21,6 +21,8 @@ EDGE = 1e-9
 """How close to 0 and 1 EM brings a probability."""
 WEAKEST = 1e6
 """The highest temperature: scores that say nothing."""
+SMALLEST = 1e-300
+"""In place of the variance of scores that are all the same."""
 
 
 class Chain(NamedTuple):
@@ -32,6 +34,12 @@ class Chain(NamedTuple):
     """pi, in (0, 1)."""
     temperature: float = 1.0
     """tau, above 0."""
+    centre: float = 0.0
+    """c: the score that speaks for neither state."""
+
+    def evidence(self, scores: Tensor) -> Tensor:
+        """Log-likelihood ratios of harmful to benign; Shape ``[M]``, as ``scores``."""
+        return (scores - self.centre) / self.temperature
 
     def log_transitions(self) -> tuple[float, float, float, float]:
         """``log P(next | now)`` for benign-benign, benign-harmful, harmful-benign, harmful-harmful."""
@@ -187,38 +195,77 @@ def fit(
     """
     batches = list(pack(offsets))
     packed = [scores[batch.tokens] for batch in batches]
-    count, rows = len(scores), sum(batch.sizes[0] for batch in batches)
-    mean, square = float(scores.mean()), max(float(scores.square().mean()), torch.finfo(scores.dtype).tiny)
+    rows = sum(batch.sizes[0] for batch in batches)
+    moments = Moments(len(scores), float(scores.mean()), float(scores.var(correction=0)))
     chain, history = start, list[float]()
     while True:
-        agreement = evidence = draws = harmful_draws = 0.0
+        totals = _Totals()
         for batch, values in zip(batches, packed, strict=True):
-            counts = expected_counts(values / chain.temperature, batch.sizes, chain)
-            agreement += float(torch.tanh(counts.log_odds / 2) @ values) / count
-            evidence += counts.log_likelihood
-            draws += counts.draws
-            harmful_draws += counts.harmful_draws
-        shift = _shift(chain.temperature, square)
-        variance = 2 * shift * chain.temperature
-        spread = math.log(2 * math.pi * variance) + (square + 2 * shift * mean + shift**2) / variance
-        history.append(evidence - count / 2 * spread)
+            totals.add(expected_counts(chain.evidence(values), batch.sizes, chain), values)
+        history.append(totals.evidence + moments.log_likelihood(chain))
         converged = len(history) > 1 and history[-1] - history[-2] < tolerance
         if converged or len(history) > max_iterations:
-            return Fit(chain, history, evidence, converged)
-        if "stay" in free and count > rows:
-            chain = chain._replace(stay=min(1 - (draws - rows) / (count - rows), 1 - EDGE))
+            return Fit(chain, history, totals.evidence, converged)
+        if "stay" in free and moments.count > rows:
+            chain = chain._replace(stay=min(1 - (totals.draws - rows) / (moments.count - rows), 1 - EDGE))
         if "prior" in free:
-            chain = chain._replace(prior=min(max(harmful_draws / draws, EDGE), 1 - EDGE))
+            chain = chain._replace(prior=min(max(totals.harmful_draws / totals.draws, EDGE), 1 - EDGE))
+        chain = moments.likeliest(chain, totals, free)
+
+
+class _Totals:
+    """Sums over batches of what an M step needs."""
+
+    def __init__(self) -> None:
+        self.evidence = self.draws = self.harmful_draws = self.signs = self.agreement = 0.0
+
+    def add(self, counts: Counts, scores: Tensor) -> None:
+        """Adds a batch; ``signs`` and ``agreement`` are the sums of ``P(harmful) - P(benign)`` and of it times x."""
+        sign = torch.tanh(counts.log_odds / 2)
+        self.signs += float(sign.sum())
+        self.agreement += float(sign @ scores)
+        self.evidence += counts.log_likelihood
+        self.draws += counts.draws
+        self.harmful_draws += counts.harmful_draws
+
+
+class Moments(NamedTuple):
+    """What the law of the scores needs to know of them: how many there are, their mean and their variance."""
+
+    count: int
+    mean: float
+    variance: float
+
+    def square(self, centre: float) -> float:
+        """Mean of ``(x - c)^2``, above 0."""
+        return max(self.variance + (self.mean - centre) ** 2, SMALLEST)
+
+    def log_likelihood(self, chain: Chain) -> float:
+        """Of the scores, if no token were harmful and m were the likeliest for that chain."""
+        square = self.square(chain.centre)
+        # solves m^2 + 2 tau m = mean of (x - c)^2
+        shift = square / (math.sqrt(chain.temperature**2 + square) + chain.temperature)
+        variance = 2 * shift * chain.temperature
+        apart = square + 2 * shift * (self.mean - chain.centre) + shift**2
+        return -self.count / 2 * (math.log(2 * math.pi * variance) + apart / variance)
+
+    def likeliest(self, chain: Chain, totals: _Totals, free: Collection[str]) -> Chain:
+        """The M step of tau and c, as far as they are free; tau in its bounds."""
+        sign, agreement = totals.signs / self.count, totals.agreement / self.count
+        if "centre" not in free:
+            along, spread = agreement - sign * chain.centre, self.square(chain.centre)
+            if "temperature" in free:
+                chain = chain._replace(temperature=_temperature(along, spread - along**2))
+            return chain
+        # with c = mean - m sign, what is left of m and tau is as above, in scores less their mean
+        rest = max(1 - sign**2, EDGE)
+        along, variance = (agreement - sign * self.mean) / rest, max(self.variance, SMALLEST)
         if "temperature" in free:
-            chain = chain._replace(temperature=_temperature(agreement, square))
+            chain = chain._replace(temperature=_temperature(along, variance - rest * along**2))
+        shift = variance / (math.sqrt(chain.temperature**2 + rest * variance) + chain.temperature)
+        return chain._replace(centre=self.mean - shift * sign)
 
 
-def _temperature(agreement: float, square: float) -> float:
-    """The likeliest tau in its bounds, from the means of ``(P(harmful) - P(benign)) x`` and of ``x^2``."""
-    free = (square - agreement**2) / (2 * agreement) if agreement > 0 else math.inf
-    return min(max(free, 1.0), WEAKEST)
-
-
-def _shift(temperature: float, square: float) -> float:
-    """The likeliest m where tau is given: it solves ``m^2 + 2 tau m = mean of x^2``."""
-    return square / (math.sqrt(temperature**2 + square) + temperature)
+def _temperature(shift: float, variance: float) -> float:
+    """tau of ``variance = 2 m tau``, in its bounds."""
+    return min(max(variance / (2 * shift), 1.0), WEAKEST) if shift > 0 else WEAKEST
