@@ -11,9 +11,7 @@ scored once; three custom sets are put together from these scores, since a token
 - clean: the same benign rows and 80 further benign ones.
 
 Rankings: the token score (TOSS); the mean score of the row; the score smoothed along the row by a Gaussian kernel; the
-sum of standardised token score and row mean; the chain's posterior, its parameters fitted to the set without labels,
-its centre at 0 as by default. A last table shifts all scores, as references of unequal quality do, and cuts with the
-centre at 0 and with a fitted one.
+sum of standardised token score and row mean; the chain's posterior, its parameters fitted to the set without labels.
 End-of-turn tokens are left out of everything, as no method masks them by default. A seed takes about 25 minutes of one
 core. What is done is not done again. Writes benchmarks/results/real_chain.md.
 """
@@ -48,10 +46,6 @@ REFERENCE_ROWS = {"gsm8k_train": 90, "general": 30, "harmful": 120}
 DISCARD = 0.1
 BANDWIDTH = 8.0
 """Tokens; standard deviation of the smoothing kernel."""
-SHIFTS = (-0.25, 0.0, 0.25)
-"""Nats that all scores are shifted by, for the last table."""
-CENTRES = ("0", "fit")
-CUT = ("removed", "precision", "recall")
 SETS = {"contaminated": ("benign", "harmful"), "embedded": ("benign", "embedded"), "clean": ("benign", "further")}
 RANKINGS = ("token score (TOSS)", "row mean", "kernel smoothing", "token + row mean", "chain (fitted)")
 
@@ -192,26 +186,9 @@ def joined(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Part:
 # --- rankings ---------------------------------------------------------------------------------------------------------
 
 
-def fitted(part: Part, centre: str = "0", shift: float = 0.0) -> Chain:
-    """The chain that EM finds without labels, in scores that are shifted."""
-    scores, free, start = torch.from_numpy(part.score) + shift, set(Chain._fields), START
-    if centre == "fit":
-        start = start._replace(centre=float(scores.mean()))
-    else:
-        free.remove("centre")
-    return fit(scores, part.offsets, start, free).chain
-
-
-def shifted(part: Part) -> dict[str, dict[str, float]]:
-    """Shift and centre -> what the automatic cut then does."""
-    found = {}
-    for shift in SHIFTS:
-        for centre in CENTRES:
-            chain = fitted(part, centre, shift)
-            cut = log_odds(torch.from_numpy(part.score) + shift, part.offsets, chain).numpy() > 0
-            facts = {"removed": float(cut.mean())}
-            found[f"{shift:+g}, {centre}"] = facts | (agreement(cut, part.harmful) if part.harmful.any() else {})
-    return found
+def fitted(part: Part) -> Chain:
+    """The chain that EM finds without labels."""
+    return fit(torch.from_numpy(part.score), part.offsets, START, {"stay", "prior", "temperature"}).chain
 
 
 def rankings(part: Part, chain: Chain) -> dict[str, np.ndarray]:
@@ -245,7 +222,6 @@ def measure(groups: Mapping[str, list[tuple[np.ndarray, np.ndarray]]]) -> dict[s
         values = rankings(part, chain)
         automatic = values[RANKINGS[-1]] > 0
         found[name] = {"chain": chain._asdict(), "automatic": {"removed": float(automatic.mean())}}
-        found[name]["shifted"] = shifted(part)
         if not part.harmful.any():
             continue
         found[name]["automatic"] |= agreement(automatic, part.harmful)
@@ -312,18 +288,6 @@ def report(measured: Mapping[int, dict[str, Any]]) -> str:
         cells += [spread([one[key] for one in cut]) if known else "–" for key in ("precision", "recall")]
         cells += [spread([one[name]["chain"][key] for one in all_of]) for key in ("stay", "temperature", "prior")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "The same cut where all scores are shifted, with the centre at 0 (the default) and with a fitted one:",
-        "",
-        "| custom set | shift, nats | centre | removed | precision | recall |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in SETS:
-        for key in all_of[0][name]["shifted"]:
-            cut = [one[name]["shifted"][key] for one in all_of]
-            cells = [spread([one[what] for one in cut]) if what in cut[0] else "–" for what in CUT]
-            lines.append(f"| {name} | {' | '.join([*key.split(', '), *cells])} |")
     lines += ["", "Each seed, AUROC of token score, row mean and chain; share that the automatic cut removed:", ""]
     lines += ["| seed | set | TOSS | row mean | chain | removed |", "|---|---|---|---|---|---|"]
     for seed, one in measured.items():
