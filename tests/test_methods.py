@@ -113,6 +113,23 @@ def test_it_has_the_title_that_a_run_prints(listed):
     assert listed.title == (title if listed.acts_on != "nothing" else "plain SFT")
 
 
+def classes_in(part: Any) -> list[dict[str, Any]]:
+    """Every class that a configuration chooses, those inside others too."""
+    if not isinstance(part, dict):
+        return []
+    return [*([part] if "class_path" in part else []), *(one for value in part.values() for one in classes_in(value))]
+
+
+@ALL
+def test_its_configuration_names_every_argument_so_that_none_of_a_file_beneath_stays(listed):
+    chosen = classes_in(yaml.safe_load((configs_directory() / f"{listed.config}.yaml").read_text()))
+    assert bool(chosen) == (listed.name != "sft")
+    for one in chosen:
+        name = one["class_path"]
+        found = next(vars(room)[name] for room in (selection, gradients, mixtures) if name in vars(room))
+        assert {*one.get("init_args", {})} == {*inspect.signature(found).parameters}, name
+
+
 # --- toss methods ---------------------------------------------------------------------------------------------------
 
 

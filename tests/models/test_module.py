@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, seed_everything
 from transformers import AutoModelForCausalLM
 
 from toss_lightning.data import TossDataModule
-from toss_lightning.errors import ConfigError, TrainingError
+from toss_lightning.errors import ConfigError, StoreError, TrainingError
 from toss_lightning.loops import TossProLoop, make_trainer
 from toss_lightning.models import Base, Lora, Optim, Schedule, WeightedLoraModule
 from toss_lightning.models.adapters import SLOT
@@ -110,6 +110,34 @@ def test_loss_and_gradients_equal_a_naive_implementation(tiny_model, tiny_sets, 
 
 
 def test_a_step_without_a_kept_token_changes_nothing_and_is_not_nan(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    class OneRow(RandomWeights):
+        def select(self, scores):
+            chosen = super().select(scores)
+            for row_id, weight in chosen.weights.items():
+                weight[:] = row_id == 3
+            return chosen
+
+    class Steps(Callback):
+        """Whether the target had met the row, and had learned anything, behind each micro-batch."""
+
+        def __init__(self):
+            self.rows, self.seen = set(), []
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if module.stage_name == "target":
+                self.rows |= set(batch["row_id"].tolist())
+                learned = any(value.any() for name, value in module.bank.state(SLOT).items() if "lora_B" in name)
+                self.seen.append((3 in self.rows, learned, (batch_idx + 1) % trainer.accumulate_grad_batches == 0))
+
+    steps = Steps()
+    trainer, module, datamodule = make(tiny_model, tiny_sets, tmp_path, [steps], OneRow(), normalize="kept")
+    trainer.fit(module, datamodule)
+    behind_steps = [(met, learned) for met, learned, is_last in steps.seen if is_last]
+    assert behind_steps == [(False, False), (False, False), (True, True)]
+    assert all(value.isfinite().all() for value in module.bank.state(SLOT).values())
+
+
+def test_a_selection_that_keeps_no_token_is_refused_before_the_target(tiny_model, tiny_sets, tmp_path: Path) -> None:
     class Nothing(RandomWeights):
         def select(self, scores):
             chosen = super().select(scores)
@@ -117,10 +145,10 @@ def test_a_step_without_a_kept_token_changes_nothing_and_is_not_nan(tiny_model, 
                 weight[:] = 0
             return chosen
 
-    trainer, module, datamodule = make(tiny_model, tiny_sets, tmp_path, selection=Nothing(), normalize="kept")
-    trainer.fit(module, datamodule)
-    state = module.bank.state(SLOT)
-    assert all(not value.any() for name, value in state.items() if "lora_B" in name)
+    trainer, module, datamodule = make(tiny_model, tiny_sets, tmp_path, selection=Nothing())
+    with pytest.raises(StoreError, match=r"every token the weight 0, which leaves no token to train on: select again"):
+        trainer.fit(module, datamodule)
+    assert not (tmp_path / "adapters/target").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(tiny_model, tiny_sets, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tiny import some_pairs, write_rows
 from toss_lightning.data.mixtures import SafeInstr
 from toss_lightning.gradients import Correction, Gradients, Probe
 from toss_lightning.loops.plan import TOSS_PLAN
+from toss_lightning.models import Optim
 from toss_lightning.report.summary import Summary, held_out_lines, losses_table, plain_words, stage_name
-from toss_lightning.selection import GlobalTopFraction
+from toss_lightning.selection import DrSft, GlobalTopFraction
 
 LOSSES = {
     "base": {"task_loss": 3.0, "harmful_loss": 4.0},
@@ -146,6 +148,25 @@ def test_plug_ins_that_changed_nothing_are_said_loudly(capsys) -> None:
     one.idle = []
     one.say_idle()
     assert capsys.readouterr().out == "", "plain fine-tuning that was asked for is no surprise"
+
+
+def test_a_run_whose_weights_were_nearly_equal_says_so(
+    tiny_model: str, tiny_sets: dict, tmp_path: Path, capsys
+) -> None:
+    """DR-SFT with a degraded reference that hardly learned anything."""
+    tiny_fit(
+        tiny_model,
+        tiny_sets,
+        tmp_path / "run",
+        plan=("degraded", "score", "select", "target"),
+        loop={"epochs": 1, "selection": DrSft()},
+        module={"optim": Optim(lr=1e-6)},
+    )
+    said = json.loads((tmp_path / "run/summary.json").read_text())
+    assert said["plain"]
+    assert len(said["idle"]) == 1
+    assert re.fullmatch(r"DrSft gave every token nearly the same weight, 1 ± [\de.-]+, over all steps", said["idle"][0])
+    assert f"WARNING: {said['idle'][0]}\n{PLAIN}\n" in capsys.readouterr().out
 
 
 class Watches(Correction):

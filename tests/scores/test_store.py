@@ -87,6 +87,7 @@ def test_score_is_utility_minus_degraded_loss_with_weights(tmp_path: Path) -> No
     scores = TokenScores(make_store(tmp_path / "scores"))
     np.testing.assert_allclose(scores.score()[1:3], [0.6, 1.6], rtol=1e-6)
     np.testing.assert_allclose(scores.score(2.0, 0.5)[1:3], [1.95, 3.95], rtol=1e-6)
+    np.testing.assert_array_equal(scores.combine({"loss_degraded": 3.0}), np.float32(3) * scores.flat("loss_degraded"))
 
 
 def test_the_files_are_plain_arrow_that_other_tools_read(tmp_path: Path) -> None:

@@ -151,6 +151,15 @@ def test_what_cannot_be_wrapped_is_refused_with_the_reason() -> None:
         Anchored(where="here")
 
 
+@pytest.mark.parametrize("value", [-1, 2.5, 2.0, float("nan")])
+def test_safety_rows_that_are_no_number_of_rows(value: float) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"loop.selection.safety_rows: {value} is not a number of rows: give 0 or more"
+    ):
+        Anchored(safety_rows=value)  # type: ignore[arg-type]
+    assert Anchored(safety_rows=2).safety_rows == 2
+
+
 @pytest.mark.parametrize("name", ["weight", "temperature"])
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_anchor_of_no_weight(name: str, value: float) -> None:

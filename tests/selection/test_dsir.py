@@ -1,6 +1,7 @@
 """DSIR against the package of its authors, data-selection (p-lambda/dsir)."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -137,6 +138,21 @@ def test_smoothing_forgives_words_that_the_target_set_lacks(tmp_path: Path) -> N
     assert gap[1] < gap[0] / 2
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.5, 3.0])
+def test_log_weights_with_smoothing_are_those_by_hand(tmp_path: Path, smoothing: float) -> None:
+    """Words alone; smoothing is added to each of 64 buckets of the target set, and to none of the custom set."""
+    bread, salt, wire = (int(hashed_ngrams(word, 1, 64)[0]) for word in ("bread", "salt", "wire"))
+    assert len({bread, salt, wire}) == 3, "each word has a bucket of its own"
+    scores = store(tmp_path / "scores", ["bread salt", "wire wire salt"], ["bread bread salt"])
+    # counts: target 2, 1, 0 of 3; custom 1, 2, 2 of 5
+    target = [(count + smoothing) / (3 + 64 * smoothing) for count in (2, 1, 0)]
+    custom = [1 / 5, 2 / 5, 2 / 5]
+    ratio = [math.log(one + 1e-8) - math.log(other + 1e-8) for one, other in zip(target, custom, strict=True)]
+    report = Dsir(0.5, resample=False, ngrams=1, buckets=64, smoothing=smoothing).select(scores).report
+    assert report["mean_log_weight_kept"] == pytest.approx(ratio[0] + ratio[1], rel=1e-9)
+    assert report["mean_log_weight_left_out"] == pytest.approx(2 * ratio[2] + ratio[1], rel=1e-9)
+
+
 def test_short_rows_are_never_kept_where_that_is_asked_for(tmp_path: Path) -> None:
     texts = ["bread", "lock wire fuse", "bread oven bread", "fuse fuse fuse"]
     scores = store(tmp_path / "scores", texts, ["bread"])
@@ -151,10 +167,11 @@ def test_short_rows_are_never_kept_where_that_is_asked_for(tmp_path: Path) -> No
     [
         ({"discard": 1.0}, r"selection.discard: 1.0 is not a share"),
         ({"target": "harmful"}, r"selection.target: 'harmful' is none of its values: use utility, safety"),
-        ({"ngrams": 0}, r"selection.ngrams: 0 is too low: give 1 or more"),
-        ({"buckets": 0}, r"selection.buckets: 0 is too low: give 1 or more"),
-        ({"smoothing": -1.0}, r"selection.smoothing: -1.0 is too low: give 0 or more"),
-        ({"min_words": -1}, r"selection.min_words: -1 is too low: give 0 or more"),
+        ({"ngrams": 0}, r"selection.ngrams: 0 cannot be used: give 1 or more"),
+        ({"buckets": 0}, r"selection.buckets: 0 cannot be used: give 1 or more"),
+        ({"smoothing": -1.0}, r"selection.smoothing: -1.0 cannot be used: give 0 or more"),
+        ({"smoothing": float("nan")}, r"selection.smoothing: nan cannot be used: give 0 or more"),
+        ({"min_words": -1}, r"selection.min_words: -1 cannot be used: give 0 or more"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict, message: str) -> None:

@@ -65,6 +65,19 @@ def test_token_cleaning_of_more_than_may_be_masked(tmp_path: Path) -> None:
         TokenCleaning(0.9).select(scores)
 
 
+def test_token_cleaning_by_a_reference_that_learned_nothing(tmp_path: Path) -> None:
+    losses = [[1.0, 3.0, 2.0, 5.0], [0.5, 4.0]]
+    scores = add_base(make_scores(tmp_path / "scores", losses), losses)
+    with pytest.raises(
+        StoreError, match=r"scores: all 4 tokens that may go have the same score \(0\), .* learned nothing"
+    ):
+        TokenCleaning(0.5).select(scores)
+    assert TokenCleaning(0.0).select(scores).flat().tolist() == [1.0] * 6
+    assert TokenCleaning(0.67).select(scores).flat().tolist() == [0, 0, 0, 1, 0, 1], "everything that may go goes"
+    one = add_base(make_scores(tmp_path / "one", [[1.0]]), [[1.0]])
+    assert TokenCleaning(0.9, protect_end=False).select(one).flat().tolist() == [1.0]
+
+
 def test_scores_that_are_missing_or_no_numbers(tmp_path: Path) -> None:
     scores = make_scores(tmp_path / "scores", [[1.0, float("nan"), 0.0]])
     with pytest.raises(StoreError, match="no column loss_base here"):
@@ -73,6 +86,9 @@ def test_scores_that_are_missing_or_no_numbers(tmp_path: Path) -> None:
         Rho1().select(scores)
     with pytest.raises(StoreError, match="1 token scores are not a number: score the custom set again"):
         TokenCleaning().select(add_base(scores, [[0.0, 0.0, 0.0]]))
+    infinite = add_base(make_scores(tmp_path / "infinite", [[1.0, 2.0, 0.0]]), [[0.0, float("inf"), 0.0]])
+    with pytest.raises(StoreError, match=r"1 token scores are not a number: .* \(not so: 1 of loss_base\)"):
+        TokenCleaning().select(infinite)
 
 
 def step(stores: list[TokenScores]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

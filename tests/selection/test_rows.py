@@ -1,12 +1,13 @@
 """Whole rows: random ones, and TOSS on the level of rows."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scores_on_disk import make_scores
 
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import TokenWeights
 from toss_lightning.selection.rows import RandomRows, TossRows, keep_rows
@@ -74,6 +75,45 @@ def test_a_top_share_is_at_least_one_token_and_at_most_the_row(tmp_path: Path) -
         )
 
 
+def test_a_top_share_is_rounded_down(tmp_path: Path) -> None:
+    # 0.6 of 3 tokens is 1.8 and 0.6 of 6 is 3.6: one and three, where rounding would give two and four
+    rows = [[9.0, 0.0, 0.0], [8.0, 7.0, 0.0], [6.0, 6.0, 6.0, -9.0, -9.0, -9.0], [5.0, 5.0, 5.0]]
+    scores = make_scores(tmp_path / "scores", rows)
+    naive = [np.mean(sorted(row)[len(row) - math.floor(0.6 * len(row)) :]) for row in rows]
+    assert naive == [9.0, 8.0, 6.0, 5.0]
+    for count in range(4):
+        assert left_out(TossRows(count / 4, "top_share", 0.6).select(scores)) == list(range(count))
+    assert TossRows(0.5, "top_share", 0.6).select(scores).report["threshold"] == 8.0
+    assert TossRows(0.75, "top_share", 0.6).select(scores).report["threshold"] == 6.0
+
+
+@pytest.mark.parametrize("by", ["mean", "max", "top_share"])
+def test_rows_whose_scores_are_all_equal_are_not_told_apart(tmp_path: Path, by: str) -> None:
+    losses = [[1.5, 0.5, 2.0], [0.25], [3.0, 1.0]]
+    scores = make_scores(tmp_path / "scores", losses, losses)
+    with pytest.raises(
+        StoreError, match=r"scores: all 3 rows have the same score \(0\), .*: are both references the same"
+    ):
+        TossRows(0.4, by).select(scores)
+    assert left_out(TossRows(0.0, by).select(scores)) == []
+    assert left_out(TossRows(0.9, by).select(make_scores(tmp_path / "one", [[3.0]]))) == []
+
+
+def test_losses_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[math.inf, 0.0], [1.0, 2.0]])
+    with pytest.raises(StoreError, match="1 token scores are not a number: score the custom set again"):
+        TossRows(0.5).select(scores)
+
+
+@pytest.mark.parametrize("name", ["utility_weight", "degraded_weight"])
+def test_weights_of_the_two_losses_that_make_no_score_are_refused(name: str) -> None:
+    for value in (math.nan, -math.inf):
+        with pytest.raises(ConfigError, match=f"loop.selection.{name}: {value} is no weight: give a finite number"):
+            TossRows(**{name: value})
+    with pytest.raises(ConfigError, match=r"loop.selection.utility_weight: with degraded_weight it is 0"):
+        TossRows(utility_weight=0.0, degraded_weight=0.0)
+
+
 def test_weights_of_the_two_losses_change_the_row_scores(tmp_path: Path) -> None:
     scores = make_scores(tmp_path / "scores", [[3.0], [1.0]], [[3.0], [0.0]])
     assert left_out(TossRows(0.5).select(scores)) == [1]
@@ -112,6 +152,6 @@ def test_a_discard_that_is_no_share_is_refused(selection: type, discard: float) 
 def test_other_options_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"selection.by: 'median' is none of its values: use mean, max, top_share"):
         TossRows(by="median")  # type: ignore[arg-type]
-    for share in (0.0, 1.1):
+    for share in (0.0, 1.1, math.nan):
         with pytest.raises(ConfigError, match=rf"selection.top_share: {share} is not a share"):
             TossRows(by="top_share", top_share=share)

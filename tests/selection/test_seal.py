@@ -176,7 +176,12 @@ def test_the_settings_reach_the_training() -> None:
         ({"safe": "harmful"}, r"selection.safe: 'harmful' is none of its values: use safety, utility"),
         ({"epochs": 0}, r"selection.epochs: 0 would train no selector"),
         ({"lr": 0.0}, r"selection.lr: 0.0 would train no selector"),
+        ({"lr": float("nan")}, r"selection.lr: nan would train no selector"),
+        ({"lr": float("inf")}, r"selection.lr: inf would train no selector"),
+        ({"init": float("nan")}, r"selection.init: nan is no logit: give a finite number"),
         ({"gamma": 1.5}, r"selection.gamma: 1.5 is not a share"),
+        ({"gamma": float("nan")}, r"selection.gamma: nan is not a share"),
+        ({"gamma_decay": float("nan")}, r"selection.gamma_decay: nan is not a share"),
         ({"gamma_decay": -0.1}, r"selection.gamma_decay: -0.1 is not a share"),
     ],
 )

@@ -48,6 +48,12 @@ def of_rows(weights: TokenWeights) -> np.ndarray:
     return np.array([weight[0] for weight in weights.weights.values()])
 
 
+def cosines(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Cosines of all pairs, one by one in float64."""
+    points, others = points.astype(np.float64), others.astype(np.float64)
+    return np.array([[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in others] for x in points])
+
+
 def costs(seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     points, anchor, harmful = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (19, 7, 11))
@@ -157,6 +163,38 @@ def test_the_scale_of_embeddings_does_not_matter_and_the_same_comes_out_twice(tm
     np.testing.assert_allclose(of_rows(selection.select(larger)), of_rows(first), rtol=1e-5)
 
 
+def test_costs_are_in_units_of_their_mean_and_the_rest_is_push_and_pull(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"push": 0.7, "epsilon": 0.1, "steps": 8, "lr": 0.3}
+    chosen = Sot(0.4, weights="proportional", **options).select(store(tmp_path / "scores"))
+    both = [torch.from_numpy(1 - cosines(SETS["custom"], SETS[name])) for name in ("utility", "harmful")]
+    mean = sum(float(cost.mean()) for cost in both) / 2
+    assert chosen.report["mean_cost"] == pytest.approx(mean, rel=1e-5)
+    assert abs(mean - 1) > 0.2, "a unit of 1 would be another"
+    found = push_pull(*(cost / mean for cost in both), **options)
+    assert chosen.report["objective"] == pytest.approx([found.objective[0], found.objective[-1]], rel=1e-3)
+    assert chosen.report["transport_to_anchor"] == pytest.approx(found.pull, rel=1e-3)
+    w = found.log_weights.exp().numpy()
+    kept = np.sort(np.argsort(-w, kind="stable")[:30])
+    assert np.flatnonzero(of_rows(chosen)).tolist() == kept.tolist()
+    np.testing.assert_allclose(of_rows(chosen)[kept], w[kept] / w[kept].mean(), rtol=1e-3)
+
+
+def test_an_anchor_that_is_the_harmful_set_prefers_no_row(tmp_path: Path) -> None:
+    for name, anchor in (("same", SETS["harmful"]), ("shuffled", SETS["harmful"][::-1].copy())):
+        scores = store(tmp_path / name, utility=anchor)
+        with pytest.raises(
+            ConfigError, match=r"data.utility: SOT finds no row of data.custom nearer .* sets the same\?"
+        ):
+            Sot(steps=5).select(scores)
+        assert of_rows(Sot(0.0, weights="uniform", steps=5).select(scores)).tolist() == [1.0] * (TASK + HARM)
+    assert of_rows(Sot(steps=5, push=0.5).select(scores)).astype(bool).sum() == 40, "half a push is a preference"
+
+
+def test_a_single_row_stays(tmp_path: Path) -> None:
+    scores = store(tmp_path / "scores", custom=SETS["custom"][:1])
+    assert of_rows(Sot(0.9, steps=2).select(scores)).tolist() == [1.0]
+
+
 def test_problems_that_are_not_solved_are_counted_and_said(tmp_path: Path) -> None:
     scores = store(tmp_path / "scores")
     with pytest.warns(UserWarning, match=r"selection.max_iterations: \d+ of 8 transport .* in 1 iterations .*: raise"):
@@ -178,11 +216,17 @@ def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         ({"discard": 1.0}, r"selection.discard: 1.0 is not a share"),
         ({"anchor": "harmful"}, r"selection.anchor: 'harmful' is none of its values: use utility, safety"),
         ({"weights": "softmax"}, r"selection.weights: 'softmax' is none of its values: use exp, proportional, uniform"),
-        ({"epsilon": 0.0}, r"selection.epsilon: 0.0 is too low: give a number above 0"),
-        ({"steps": 0}, r"selection.steps: 0 is too low"),
-        ({"lr": -1.0}, r"selection.lr: -1.0 is too low"),
-        ({"tolerance": 0.0}, r"selection.tolerance: 0.0 is too low"),
-        ({"push": -1.0}, r"selection.push: -1.0 would pull towards the harmful set: give 0 or more"),
+        ({"epsilon": 0.0}, r"selection.epsilon: 0.0 cannot be used: give a number above 0"),
+        ({"epsilon": np.nan}, r"selection.epsilon: nan cannot be used: give a number above 0"),
+        ({"steps": 0}, r"selection.steps: 0 cannot be used: give 1 or more"),
+        ({"max_iterations": 0}, r"selection.max_iterations: 0 cannot be used: give 1 or more"),
+        ({"lr": -1.0}, r"selection.lr: -1.0 cannot be used: give a number above 0"),
+        ({"lr": np.nan}, r"selection.lr: nan cannot be used"),
+        ({"lr": np.inf}, r"selection.lr: inf cannot be used"),
+        ({"tolerance": 0.0}, r"selection.tolerance: 0.0 cannot be used"),
+        ({"tolerance": np.nan}, r"selection.tolerance: nan cannot be used"),
+        ({"push": -1.0}, r"selection.push: -1.0 is no number, or would pull towards the harmful set: give 0 or more"),
+        ({"push": np.nan}, r"selection.push: nan is no number"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict, message: str) -> None:

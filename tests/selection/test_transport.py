@@ -5,6 +5,7 @@ import ot
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from toss_lightning.selection import transport
 from toss_lightning.selection.transport import cosine_cost, sinkhorn
@@ -109,3 +110,23 @@ def test_cosine_costs_are_those_of_pot() -> None:
         cosine_cost(points, others), ot.dist(points.numpy(), others.numpy(), "cosine"), atol=1e-6
     )
     assert cosine_cost(torch.zeros(1, 4), others).tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_costs_are_made_in_the_one_matrix_that_holds_them() -> None:
+    class Matrices(TorchDispatchMode):
+        """The storages of everything that has an entry for each pair."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: dict[int, Tensor] = {}
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, Tensor) and made.numel() == 40 * 30:
+                self.found[made.untyped_storage().data_ptr()] = made  # held, so that no storage is used again
+            return made
+
+    points, others = torch.randn(40, 4), torch.randn(30, 4)
+    with Matrices() as matrices:
+        cost = cosine_cost(points, others)
+    assert [*matrices.found] == [cost.untyped_storage().data_ptr()]

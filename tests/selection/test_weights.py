@@ -68,6 +68,14 @@ def test_rows_that_are_missing_or_new_are_named(tmp_path: Path) -> None:
         weights.check({**weights.hashes, 2: "hash 2"}, tmp_path)
 
 
+def test_weights_that_leave_no_token_to_train_on_are_refused(tmp_path: Path) -> None:
+    nothing = weights_of([0.0, 0.0], [0.0])
+    with pytest.raises(StoreError, match=r"every token the weight 0, which leaves no token to train on: select again"):
+        nothing.check(nothing.hashes, tmp_path)
+    replace(nothing, anchor={0: np.float32([0, 1]), 1: np.float32([0])}).check(nothing.hashes, tmp_path)
+    weights_of([0.0, 0.0], [1e-9]).check(nothing.hashes, tmp_path)
+
+
 def test_what_differs_is_named_where_it_is_known(tmp_path: Path) -> None:
     weights = weights_of([1.0])
 

@@ -2,18 +2,20 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 
 from toss_lightning.data.mixtures import Mixture
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import ConfigError, TrainingError
 from toss_lightning.gradients import Correction
 from toss_lightning.methods import TITLES
 from toss_lightning.models import Lora
+from toss_lightning.models.objective import Normalize, Objective
+from toss_lightning.models.spread import Spread
 from toss_lightning.report.summary import PLAIN
-from toss_lightning.selection import Anchored, GlobalTopFraction, OnlineSelection, Seal, Selection, TokenWeights
+from toss_lightning.selection import Anchored, GlobalTopFraction, OnlineSelection, Seal, Selection, Sot, TokenWeights
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,15 @@ class Method:
         references = [column for column in self.selection.columns if column != "base"]
         return [*references, *(["seal"] if "selector" in self.selection.features else [])]
 
-    def check(self, steps: Collection[str], sets: Collection[str], rounds: int, lora: Lora, strategy: Strategy) -> None:
+    def check(
+        self,
+        steps: Collection[str],
+        sets: Collection[str],
+        rounds: int,
+        lora: Lora,
+        strategy: Strategy,
+        normalize: Normalize,
+    ) -> None:
         """Refuses what makes no sense together, before anything is trained.
 
         Args:
@@ -45,11 +55,18 @@ class Method:
             rounds: of TOSS-Pro.
             lora: shape of the adapters.
             strategy: what runs them.
+            normalize: what the loss of an optimizer step is divided by.
 
         Raises:
             ConfigError: something does not fit; the message says why.
         """
         name = type(self.selection).__name__
+        inner, acts = self._inner, {"select", "target"} <= {*steps}
+        if acts and normalize == "row" and isinstance(inner, Sot) and inner.weights != "uniform":
+            raise ConfigError(
+                "model.normalize: row divides each row by its own weight, so that loop.selection Sot with weights:"
+                f" {inner.weights} would count all kept rows the same: set it to kept, or weights to uniform"
+            )
         if "seal" in steps and not isinstance(self.selection, Seal):
             raise ConfigError(
                 f"loop.plan: the stage seal trains what loop.selection Seal reads, but the selection is {name}: leave"
@@ -92,9 +109,24 @@ class Method:
             )
 
     @property
+    def _inner(self) -> Selection:
+        """The selection that decides the task weights."""
+        return self.selection.selection if isinstance(self.selection, Anchored) else self.selection
+
+    @property
     def companion_rows(self) -> int:
         """Safety rows that stand beside the target's in each step, anchored to the base."""
         return self.selection.safety_rows if isinstance(self.selection, Anchored) else 0
+
+    def divergences(self, weighted: bool) -> list[str]:
+        """The keys of the plug-ins that take a divergence from the base in training.
+
+        Args:
+            weighted: the target is trained with a selection's weights.
+        """
+        anchored = weighted and isinstance(self.selection, Anchored)
+        corrected = self.correction is not None and self.correction.divergence
+        return [*(["loop.selection"] if anchored else []), *(["model.correction"] if corrected else [])]
 
     def title(self, weighted: bool, round: int) -> str:
         """What people call the target of such a run.
@@ -105,7 +137,7 @@ class Method:
         """
         parts = []
         if weighted:
-            inner = self.selection.selection if isinstance(self.selection, Anchored) else self.selection
+            inner = self._inner
             name = title_of(inner)
             if round and name.startswith("TOSS"):
                 name = name.replace("TOSS", "TOSS-Pro", 1)
@@ -117,21 +149,29 @@ class Method:
                 parts.append(title_of(plugin))
         return " + ".join(parts) or PLAIN
 
-    def idle(self, weights: TokenWeights | None, objective: Any) -> list[str]:
-        """Which plug-ins changed nothing, in words: what they did is what plain fine-tuning does, but for a factor.
+    def idle(self, weights: TokenWeights | None, objective: Objective) -> list[str]:
+        """Which plug-ins changed next to nothing, in words: they did what plain fine-tuning does, but for a factor.
 
         Args:
             weights: what the target was trained with.
             objective: of its stage.
+
+        Raises:
+            TrainingError: an online selection left the target nothing to learn from in any step.
         """
         found = []
         if weights is not None:
-            flat = weights.flat()
-            online = isinstance(self.selection, OnlineSelection)
-            if not online and not weights.anchor and len(flat) and flat[0] and (flat == flat[0]).all():
-                found.append(f"{title_of(self.selection)} gave every token the same weight ({flat[0]:g})")
-        if objective.degenerate:
-            found.append(objective.degenerate)
+            name, same = title_of(self.selection), _spread(weights, objective.normalize).narrow
+            if isinstance(self.selection, OnlineSelection):
+                if objective.spread.count and not objective.spread.total:
+                    raise TrainingError(
+                        f"stage target: loop.selection {name} gave every token the weight 0 in every step, which left"
+                        " no token to train on: choose settings or a selection that keeps some"
+                    )
+                if same and objective.degenerate:
+                    found.append(objective.degenerate)
+            elif same and not weights.anchor:
+                found.append(f"{name} gave every token {same}")
         if self.correction is not None:
             report = self.correction.report()
             if not report["corrected"] and not report.get("rows_left_out_share"):
@@ -141,6 +181,15 @@ class Method:
     def plug_ins(self, weighted: bool) -> int:
         """How many act on the target."""
         return weighted + (self.correction is not None) + (self.mixture is not None)
+
+
+def _spread(weights: TokenWeights, normalize: Normalize) -> Spread:
+    """Of the weights that act: what a whole row counts is divided out where rows are normalised one by one."""
+    spread = Spread()
+    for row in weights.weights.values():
+        values = row / row.mean() if normalize == "row" and row.any() else row
+        spread.add(torch.from_numpy(values))
+    return spread
 
 
 def title_of(plugin: object) -> str:

@@ -4,6 +4,7 @@ Letters in shapes: B rows of a micro-batch, N response tokens of them, K values 
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from toss_lightning.errors import ConfigError
+from toss_lightning.models.spread import Spread
 
 Batch = dict[str, Any]
 Normalize = Literal["all", "kept", "row"]
@@ -63,17 +65,17 @@ class Objective:
             )
         self.normalize, self.online = normalize, online
         self.step_batches: list[Batch] = []
-        self.lowest, self.highest = float("inf"), float("-inf")
+        self.spread = Spread()
         self._at = 0
         self._totals: dict[str, float] = {}
 
     def state(self) -> dict[str, Any]:
-        """The range of the weights so far, as plain values."""
-        return {"lowest": self.lowest, "highest": self.highest}
+        """The sums over the online weights so far, as plain values."""
+        return asdict(self.spread)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes :meth:`state` back."""
-        self.lowest, self.highest = state["lowest"], state["highest"]
+        self.spread = Spread(**state)
 
     @property
     def whole_step(self) -> bool:
@@ -82,10 +84,10 @@ class Objective:
 
     @property
     def degenerate(self) -> str | None:
-        """Why this was plain fine-tuning, if it was, as far as what is weighed in training goes."""
-        if self.online is None or self.lowest < self.highest:
+        """Why this was plain fine-tuning, or nearly, if it was, as far as what is weighed in training goes."""
+        if self.online is None or self.spread.narrow is None:
             return None
-        return f"{type(self.online).__name__} gave every token the same weight in every step"
+        return f"{type(self.online).__name__} gave every token {self.spread.narrow}, over all steps"
 
     # --- the whole step -----------------------------------------------------------------------------------------------
 
@@ -113,7 +115,7 @@ class Objective:
     def _weigh_step(self, model: Any, online: OnlineWeights) -> None:
         """Weighs the tokens of all ranks together, in the order of rows and positions, and takes this rank's."""
         names = sorted(name for name, value in self.step_batches[0].items() if _per_token(name, value))
-        with torch.no_grad():
+        with torch.no_grad(), model.bank.without_dropout():
             losses = [model.losses(batch) for batch in self.step_batches]
         own = torch.cat([_whole_rows(batch) for batch in self.step_batches])
         values = torch.cat(
@@ -129,7 +131,7 @@ class Objective:
         tokens = {name: whole[order, 4 + at].float() for at, name in enumerate(names)}
         factors = whole.new_ones(len(whole), dtype=torch.float32)
         factors[order] = online.weigh(whole[order, 3].float(), {**tokens, "ordinal": ordinal[order]})
-        self._note(factors[order])
+        self.spread.add(factors[order])
         parts = factors[begins : begins + len(own)].split([len(batch["row"]) for batch in self.step_batches])
         for batch, part in zip(self.step_batches, parts, strict=True):
             batch["weight"] = batch["weight"] * part
@@ -164,7 +166,7 @@ class Objective:
         batch = batch | self._totals
         anchor = batch.get("anchor", torch.zeros_like(batch["weight"]))
         kept = batch["weight"] != 0
-        losses, divergence = model.losses_and_divergence(batch, kept, anchor != 0)
+        losses, divergence = model.losses_and_divergence(batch, kept, anchor != 0, model.anchor_top)
         if not len(losses) and not len(divergence):
             return losses.sum()
         model.check_finite(losses, batch["row_id"][batch["row"][kept]])
@@ -185,13 +187,8 @@ class Objective:
         }
         weights = torch.ones_like(losses)
         weights[selected] = online.weigh(losses[selected], tokens)
-        self._note(weights[selected])
+        self.spread.add(weights[selected])
         return weights
-
-    def _note(self, weights: Tensor) -> None:
-        if len(weights):
-            self.lowest = min(self.lowest, float(weights.min()))
-            self.highest = max(self.highest, float(weights.max()))
 
     def _normalizer(self, batch: Batch, kept: Tensor) -> Tensor | float:
         if self.normalize == "all":
@@ -294,6 +291,6 @@ def gather(strategy: Any, values: Tensor) -> tuple[Tensor, int]:
     counts = strategy.all_gather(torch.tensor([len(values)], device=values.device)).flatten().tolist()
     padded = values.new_zeros((max(counts), values.shape[1]))
     padded[: len(values)] = values
-    parts = strategy.all_gather(padded).reshape(ranks, max(counts), -1)
+    parts = strategy.all_gather(padded).reshape(ranks, max(counts), values.shape[1])
     whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
     return whole, sum(counts[: strategy.global_rank])

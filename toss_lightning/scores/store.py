@@ -148,10 +148,30 @@ class TokenScores:
         """Token scores ``utility_weight * L^u - degraded_weight * L^h``; higher is riskier; ``[tokens]`` float32.
 
         With weights of 1, Eq. 2 of arXiv 2603.01185.
+
+        Raises:
+            StoreError: a score is not a number, or infinite.
         """
-        score: np.ndarray = np.float32(utility_weight) * self.flat("loss_utility") - np.float32(
-            degraded_weight
-        ) * self.flat("loss_degraded")
+        return self.combine({"loss_utility": utility_weight, "loss_degraded": -degraded_weight})
+
+    def combine(self, weights: Mapping[str, float]) -> np.ndarray:
+        """The sum of columns of token losses, each times its weight; ``[tokens]`` float32.
+
+        Args:
+            weights: name of a column -> what it is multiplied by.
+
+        Raises:
+            StoreError: a sum is not a number, or infinite.
+        """
+        columns = {name: self.flat(name) for name in weights}
+        score: np.ndarray = np.sum([np.float32(weights[name]) * columns[name] for name in weights], 0)
+        if wrong := int((~np.isfinite(score)).sum()):
+            lost = {name: int((~np.isfinite(values)).sum()) for name, values in columns.items()}
+            told = ", ".join(f"{count} of {name}" for name, count in lost.items() if count)
+            raise StoreError(
+                f"{self.path}: {wrong} token scores are not a number: score the custom set again with adapters and a"
+                f" model.base.dtype whose token losses are finite (not so: {told or 'their weights are too large'})"
+            )
         return score
 
     def per_row(self, flat: np.ndarray) -> list[np.ndarray]:

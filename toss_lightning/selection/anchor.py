@@ -46,8 +46,8 @@ class Anchored(Selection):
             trained on but anchored with ``weight``; 0 needs no such set.
 
     Raises:
-        ConfigError: ``weight`` or ``temperature`` is not above 0, or ``safety_rows`` is below 0; or the selection gives
-            this anchor no place.
+        ConfigError: ``weight`` or ``temperature`` is not above 0, or ``safety_rows`` is no number of rows; or the
+            selection gives this anchor no place.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Anchored(Selection):
         for name, value in (("weight", weight), ("temperature", temperature)):
             if not 0 < value < math.inf:
                 raise ConfigError(f"loop.selection.{name}: {value} does nothing or is no number: give one above 0")
-        if safety_rows < 0:
-            raise ConfigError(f"loop.selection.safety_rows: {safety_rows}: give 0 or more")
+        if not isinstance(safety_rows, int) or safety_rows < 0:
+            raise ConfigError(f"loop.selection.safety_rows: {safety_rows} is not a number of rows: give 0 or more")
         self.selection, self.weight, self.where, self.temperature = selection, weight, where, temperature
         self.safety_rows = safety_rows
         self._check_wrapped()

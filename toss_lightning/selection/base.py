@@ -115,7 +115,8 @@ class TokenWeights:
             made_from: what the rows' tokens depend on, so that a message can say what differs.
 
         Raises:
-            StoreError: the weights belong to other rows, or to other tokens of them.
+            StoreError: the weights belong to other rows, or to other tokens of them; or they are all 0, and so is every
+                anchor.
         """
         for row_id in sorted({*hashes, *self.hashes}):
             if hashes.get(row_id) != self.hashes.get(row_id):
@@ -126,6 +127,11 @@ class TokenWeights:
                     + (f" (another {', '.join(other)})" if other else "")
                     + ": use the same data, tokenizer, template and limits, or score and select again"
                 )
+        if not self.anchor and not any(values.any() for values in self.weights.values()):
+            raise StoreError(
+                f"{where}: this selection gives every token the weight 0, which leaves no token to train on: select"
+                " again with a loop.selection that keeps some"
+            )
 
 
 class Selection(ABC):

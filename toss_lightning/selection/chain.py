@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.errors import ConfigError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import Selection, TokenWeights, mask_weights
@@ -79,11 +79,9 @@ class ChainSelection(Selection):
 
         Raises:
             ConfigError: ``discard`` is more than there are tokens that may be masked.
-            StoreError: a score is not a number.
+            StoreError: a score is not finite.
         """
         score, end = scores.score().astype(np.float64), scores.flat("end_of_turn")
-        if count := int(np.isnan(score).sum()):
-            raise StoreError(f"{scores.path}: {count} token scores are not a number: score the custom set again")
         free = ~end if self.protect_end else np.ones_like(end)
         values, offsets = torch.from_numpy(score[free]), np.concatenate([[0], np.cumsum(free)])[scores.offsets]
         chain, fitted = self._chain(values, offsets)

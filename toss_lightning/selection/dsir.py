@@ -11,7 +11,8 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import Selection, TokenWeights
-from toss_lightning.selection.rows import check_discard, check_one_of, keep_rows, seed_of
+from toss_lightning.selection.checks import check_at_least, check_discard, check_one_of
+from toss_lightning.selection.rows import keep_rows, seed_of
 
 WORDS = re.compile(r"\w+|[^\w\s]+")
 Target = Literal["utility", "safety"]
@@ -36,7 +37,7 @@ class Dsir(Selection):
         min_words: shorter rows are never kept; the published code asks for 100.
 
     Raises:
-        ConfigError: ``discard`` is outside [0, 1), there is no such ``target``, or a number is too low.
+        ConfigError: ``discard`` is outside [0, 1), there is no such ``target``, or a number is too low or none.
     """
 
     columns = ()
@@ -54,12 +55,8 @@ class Dsir(Selection):
     ) -> None:
         check_discard(discard)
         check_one_of("target", target, get_args(Target))
-        for name, value, least in (
-            *(("ngrams", ngrams, 1), ("buckets", buckets, 1)),
-            *(("smoothing", smoothing, 0), ("min_words", min_words, 0)),
-        ):
-            if value < least:
-                raise ConfigError(f"loop.selection.{name}: {value} is too low: give {least} or more")
+        check_at_least(1, ngrams=ngrams, buckets=buckets)
+        check_at_least(0, smoothing=smoothing, min_words=min_words)
         self.discard, self.target, self.resample, self.seed = discard, target, resample, seed
         self.ngrams, self.buckets, self.smoothing, self.min_words = ngrams, buckets, smoothing, min_words
         self.features = {"text": ("custom", target)}

@@ -13,6 +13,7 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import OnlineSelection, Selection, TokenWeights, mask_weights
+from toss_lightning.selection.checks import check_discard, check_told_apart
 from toss_lightning.selection.online import to_be_weighed
 
 
@@ -33,25 +34,34 @@ class TokenCleaning(Selection):
     columns = ("base", "utility")
 
     def __init__(self, discard: float = 0.4, protect_end: bool = True) -> None:
-        self.discard, self.protect_end = _share(discard), protect_end
+        check_discard(discard)
+        self.discard, self.protect_end = discard, protect_end
 
     def select(self, scores: TokenScores) -> TokenWeights:
         """Masks the tokens of the lowest score.
 
         Raises:
             ConfigError: ``discard`` is more than there are tokens that may be masked.
-            StoreError: a score is not a number.
+            StoreError: a score is not a number, or all tokens that may be masked have the same.
         """
-        score = scores.flat("loss_base") - scores.flat("loss_utility")
+        score = scores.combine({"loss_base": 1.0, "loss_utility": -1.0})
         end = scores.flat("end_of_turn")
-        masked = self._lowest(score, end & self.protect_end)
+        protected = end & self.protect_end
+        masked = self._lowest(score, protected)
+        check_told_apart(
+            score[~protected],
+            int(masked.sum()),
+            scores.path,
+            "tokens that may go",
+            "is the utility reference an adapter that learned nothing? Give another, and score again",
+        )
         return mask_weights(
             scores,
             masked,
             discard=self.discard,
             threshold=float(score[masked].max()) if masked.any() else None,
             end_tokens=int(end.sum()),
-            end_tokens_protected=int((self._lowest(score, np.zeros_like(end)) & end & self.protect_end).sum()),
+            end_tokens_protected=int((self._lowest(score, np.zeros_like(end)) & protected).sum()),
         )
 
     def _lowest(self, score: np.ndarray, protected: np.ndarray) -> np.ndarray:
@@ -85,7 +95,8 @@ class Rho1(OnlineSelection):
     whole_step = True
 
     def __init__(self, discard: float = 0.4, protect_end: bool = True) -> None:
-        self.discard, self.protect_end = _share(discard), protect_end
+        check_discard(discard)
+        self.discard, self.protect_end = discard, protect_end
 
     def select(self, scores: TokenScores) -> TokenWeights:
         """Hands over the losses of the utility reference, and which tokens end a turn.
@@ -107,9 +118,3 @@ class Rho1(OnlineSelection):
         weights = torch.ones_like(losses)
         weights[free[order[len(free) - count :]]] = 0.0
         return weights
-
-
-def _share(discard: float) -> float:
-    if not 0 <= discard < 1:
-        raise ConfigError(f"loop.selection.discard: {discard} is not a share: give a number in [0, 1)")
-    return discard

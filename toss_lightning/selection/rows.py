@@ -10,6 +10,13 @@ from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.seeds import global_seed
 from toss_lightning.selection.base import Selection, TokenWeights, row_weights
+from toss_lightning.selection.checks import (
+    SAME_REFERENCES,
+    check_discard,
+    check_one_of,
+    check_score_weights,
+    check_told_apart,
+)
 
 RowScore = Literal["mean", "max", "top_share"]
 
@@ -53,7 +60,8 @@ class TossRows(Selection):
         degraded_weight: weight of the degraded loss in the score; the paper uses 1.
 
     Raises:
-        ConfigError: ``discard`` is outside [0, 1), ``top_share`` is outside (0, 1], or there is no such ``by``.
+        ConfigError: ``discard`` is outside [0, 1), ``top_share`` is outside (0, 1], there is no such ``by``, or the
+            weights of the losses are not finite or both 0.
     """
 
     def __init__(
@@ -68,13 +76,20 @@ class TossRows(Selection):
         check_one_of("by", by, get_args(RowScore))
         if not 0 < top_share <= 1:
             raise ConfigError(f"loop.selection.top_share: {top_share} is not a share: give a number in (0, 1]")
+        check_score_weights(utility_weight, degraded_weight)
         self.discard, self.by, self.top_share = discard, by, top_share
         self.utility_weight, self.degraded_weight = utility_weight, degraded_weight
 
     def select(self, scores: TokenScores) -> TokenWeights:
-        """Leaves out the riskiest rows."""
+        """Leaves out the riskiest rows.
+
+        Raises:
+            StoreError: a score is not a number, or all rows have the same.
+        """
         score = self._row_scores(scores)
-        left_out = exact_top(score, share_of(self.discard, len(score)))
+        count = share_of(self.discard, len(score))
+        check_told_apart(score, count, scores.path, "rows", SAME_REFERENCES)
+        left_out = exact_top(score, count)
         threshold = float(score[left_out].min()) if left_out.any() else None
         return keep_rows(scores, ~left_out, discard=self.discard, by=self.by, threshold=threshold)
 
@@ -105,26 +120,6 @@ def keep_rows(scores: TokenScores, kept: np.ndarray, weights: np.ndarray | None 
     left_out = Counter(label for label, is_kept in labels if label is not None and not is_kept)
     counts = {"rows_kept": int(kept.sum()), "rows_left_out_per_label": dict(sorted(left_out.items()))}
     return row_weights(scores, of_rows, **counts, **facts)
-
-
-def check_discard(discard: float) -> None:
-    """Checks a share of rows to leave out.
-
-    Raises:
-        ConfigError: it is outside [0, 1).
-    """
-    if not 0 <= discard < 1:
-        raise ConfigError(f"loop.selection.discard: {discard} is not a share: give a number in [0, 1)")
-
-
-def check_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Checks an option of few values.
-
-    Raises:
-        ConfigError: it has another.
-    """
-    if value not in choices:
-        raise ConfigError(f"loop.selection.{name}: {value!r} is none of its values: use {', '.join(choices)}")
 
 
 def seed_of(selection: Any) -> int:

@@ -1,5 +1,6 @@
 """SEAL: learn in a bilevel training which rows a model that stays safe would rather not fit (arXiv 2410.07471)."""
 
+import math
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -10,7 +11,8 @@ from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import Selection, TokenWeights
-from toss_lightning.selection.rows import check_discard, check_one_of, keep_rows
+from toss_lightning.selection.checks import check_discard, check_one_of
+from toss_lightning.selection.rows import keep_rows
 
 Safe = Literal["safety", "utility"]
 
@@ -124,7 +126,7 @@ class Seal(Selection):
         gamma_decay: what that weight loses with each further epoch.
 
     Raises:
-        ConfigError: ``discard`` is outside [0, 1), ``gamma`` outside [0, 1], or another number is too low.
+        ConfigError: ``discard`` is outside [0, 1), ``gamma`` outside [0, 1], or another number is too low or none.
     """
 
     columns = ()
@@ -143,8 +145,10 @@ class Seal(Selection):
         check_one_of("safe", safe, get_args(Safe))
         if epochs < 1:
             raise ConfigError(f"loop.selection.epochs: {epochs} would train no selector: give 1 or more")
-        if lr <= 0:
+        if not 0 < lr < math.inf:
             raise ConfigError(f"loop.selection.lr: {lr} would train no selector: give a number above 0")
+        if not math.isfinite(init):
+            raise ConfigError(f"loop.selection.init: {init} is no logit: give a finite number")
         for name, value in (("gamma", gamma), ("gamma_decay", gamma_decay)):
             if not 0 <= value <= 1:
                 raise ConfigError(f"loop.selection.{name}: {value} is not a share: give a number in [0, 1]")

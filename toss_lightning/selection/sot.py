@@ -1,5 +1,6 @@
 """SOT: weigh rows so that they lie near an anchor set and far from a harmful one (arXiv 2601.07200, ACL 2026)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,11 +14,14 @@ from toss_lightning.progress import progress_bar
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import Selection, TokenWeights
-from toss_lightning.selection.rows import check_discard, check_one_of, keep_rows
+from toss_lightning.selection.checks import check_above_zero, check_at_least, check_discard, check_one_of
+from toss_lightning.selection.rows import keep_rows
 from toss_lightning.selection.transport import Transport, cosine_cost, sinkhorn
 
 Anchor = Literal["utility", "safety"]
 Weights = Literal["exp", "proportional", "uniform"]
+ROUNDING = 1e-5
+"""Differences of a gradient, in units of the mean cost, that float32 costs make where there are none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,7 @@ class Sot(Selection):
         device: where to compute, such as cuda.
 
     Raises:
-        ConfigError: ``discard`` is outside [0, 1), there is no such option, or a number is too low.
+        ConfigError: ``discard`` is outside [0, 1), there is no such option, or a number is too low or none.
     """
 
     columns = ()
@@ -83,11 +87,12 @@ class Sot(Selection):
         check_discard(discard)
         check_one_of("anchor", anchor, get_args(Anchor))
         check_one_of("weights", weights, get_args(Weights))
-        for name, value in (("epsilon", epsilon), ("steps", steps), ("lr", lr), ("tolerance", tolerance)):
-            if value <= 0:
-                raise ConfigError(f"loop.selection.{name}: {value} is too low: give a number above 0")
-        if push < 0:
-            raise ConfigError(f"loop.selection.push: {push} would pull towards the harmful set: give 0 or more")
+        check_above_zero(epsilon=epsilon, lr=lr, tolerance=tolerance)
+        check_at_least(1, steps=steps, max_iterations=max_iterations)
+        if not 0 <= push < math.inf:
+            raise ConfigError(
+                f"loop.selection.push: {push} is no number, or would pull towards the harmful set: give 0 or more"
+            )
         self.discard, self.anchor, self.push, self.epsilon, self.steps = discard, anchor, push, epsilon, steps
         self.lr, self.weights, self.tolerance, self.max_iterations = lr, weights, tolerance, max_iterations
         self.device = device
@@ -97,6 +102,7 @@ class Sot(Selection):
         """Learns the weights and keeps the rows of the highest.
 
         Raises:
+            ConfigError: no row comes out nearer to the anchor set, or farther from the harmful one, than another.
             StoreError: an embedding is not finite.
         """
         custom, anchor, harmful = (self._embeddings(scores, name) for name in ("custom", self.anchor, "harmful"))
@@ -114,7 +120,13 @@ class Sot(Selection):
                 f" {self.tolerance:.1e}): raise max_iterations or epsilon"
             )
         log_weights = found.log_weights.numpy()
-        kept = exact_top(log_weights, len(log_weights) - share_of(self.discard, len(log_weights)))
+        left_out = share_of(self.discard, len(log_weights))
+        if left_out and np.ptp(log_weights) <= ROUNDING * self.lr * self.steps:
+            raise ConfigError(
+                f"data.{self.anchor}: SOT finds no row of data.custom nearer to this set and farther from data.harmful"
+                " than another, so that only their order would say which go: are the two sets the same? Give others"
+            )
+        kept = exact_top(log_weights, len(log_weights) - left_out)
         return keep_rows(
             scores,
             kept,

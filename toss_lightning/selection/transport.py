@@ -31,7 +31,8 @@ class Transport:
 def cosine_cost(points: Tensor, others: Tensor) -> Tensor:
     """One minus the cosine of every pair; ``[n, D]`` and ``[m, D]`` to ``[n, m]``."""
     normal = torch.nn.functional.normalize
-    return 1 - normal(points, dim=1) @ normal(others, dim=1).T
+    # in place, for the matrix can be most of a machine's memory
+    return (normal(points, dim=1) @ normal(others, dim=1).T).neg_().add_(1)
 
 
 def sinkhorn(

@@ -206,8 +206,8 @@ def fit(
         converged = len(history) > 1 and history[-1] - history[-2] < tolerance
         if converged or len(history) > max_iterations:
             return Fit(chain, history, totals.evidence, converged)
-        if "stay" in free and moments.count > rows:
-            chain = chain._replace(stay=min(1 - (totals.draws - rows) / (moments.count - rows), 1 - EDGE))
+        if "stay" in free and moments.tokens > rows:
+            chain = chain._replace(stay=min(1 - (totals.draws - rows) / (moments.tokens - rows), 1 - EDGE))
         if "prior" in free:
             chain = chain._replace(prior=min(max(totals.harmful_draws / totals.draws, EDGE), 1 - EDGE))
         chain = moments.likeliest(chain, totals, free)
@@ -232,7 +232,7 @@ class _Totals:
 class Moments(NamedTuple):
     """What the law of the scores needs to know of them: how many there are, their mean and their variance."""
 
-    count: int
+    tokens: int
     mean: float
     variance: float
 
@@ -247,11 +247,11 @@ class Moments(NamedTuple):
         shift = square / (math.sqrt(chain.temperature**2 + square) + chain.temperature)
         variance = 2 * shift * chain.temperature
         apart = square + 2 * shift * (self.mean - chain.centre) + shift**2
-        return -self.count / 2 * (math.log(2 * math.pi * variance) + apart / variance)
+        return -self.tokens / 2 * (math.log(2 * math.pi * variance) + apart / variance)
 
     def likeliest(self, chain: Chain, totals: _Totals, free: Collection[str]) -> Chain:
         """The M step of tau and c, as far as they are free; tau in its bounds."""
-        sign, agreement = totals.signs / self.count, totals.agreement / self.count
+        sign, agreement = totals.signs / self.tokens, totals.agreement / self.tokens
         if "centre" not in free:
             along, spread = agreement - sign * chain.centre, self.square(chain.centre)
             if "temperature" in free:

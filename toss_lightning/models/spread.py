@@ -1,0 +1,40 @@
+"""How far apart the weights of many tokens lie: weights that are nearly equal do what plain fine-tuning does."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+NARROW = 0.01
+"""Standard deviation, as a share of the mean, below which weights are nearly equal."""
+ROUNDING = 1e-6
+"""The same of weights that are equal: what sums of float32 weights leave."""
+
+
+@dataclass
+class Spread:
+    """Sums over weights that come a few at a time; plain numbers, so that a checkpoint holds them exactly."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, weights: Tensor) -> None:
+        """Takes in more weights, of any shape."""
+        exact = weights.detach().cpu().double()
+        self.count += exact.numel()
+        self.total += float(exact.sum())
+        self.squares += float(exact.square().sum())
+
+    @property
+    def narrow(self) -> str | None:
+        """That the weights are equal or nearly so, in words; None where they are not, or are all 0."""
+        if not self.total:
+            return None
+        mean = self.total / self.count
+        deviation = math.sqrt(max(0.0, self.squares / self.count - mean**2))
+        if deviation >= NARROW * abs(mean):
+            return None
+        if deviation <= ROUNDING * abs(mean):
+            return f"the same weight ({mean:g})"
+        return f"nearly the same weight, {mean:.3g} ± {deviation:.1g}"
