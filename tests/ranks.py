@@ -81,6 +81,16 @@ class Sizes(Callback):
         path.write_text(json.dumps(sizes), encoding="utf-8")
 
 
+class Embeds(Callback):
+    """Files embeddings of sets that leave one of two ranks without a row, or all with rows, behind the last step."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As a selection that reads embeddings has them filed."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        path = Path(trainer.default_root_dir) / "embedded"
+        data.score(trainer, {}, path, features={"embedding": ["utility_val", "custom"]})
+
+
 def one_run(
     model: str,
     sets: dict[str, Any],
@@ -94,7 +104,7 @@ def one_run(
     ranks = options.get("devices", 1) * options.get("num_nodes", 1)
     sharded = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
     settings = {**PLAN, **options, "strategy": sharded if strategy == "fsdp2" else strategy}
-    callbacks = [*([Sizes()] if strategy == "fsdp2" else []), *([Kill(**kill)] if kill else [])]
+    callbacks = [Embeds(), *([Sizes()] if strategy == "fsdp2" else []), *([Kill(**kill)] if kill else [])]
     ckpt_path = str(newest(Path(run_dir) / "checkpoints")) if resume else None
     try:
         tiny_fit(model, sets, Path(run_dir), callbacks, ckpt_path, **settings)

@@ -14,12 +14,16 @@ SHAPES = {"A": (3, 11), "B": (7, 3)}
 
 
 class Fixed:
-    """A probe whose alignment gradient is given."""
+    """A probe whose alignment gradient is given, and the one that rounding makes as a share of it."""
 
-    def __init__(self, alignment: Gradients, size: int = 5) -> None:
-        self.alignment, self.size, self.asked = alignment, size, []
+    def __init__(self, alignment: Gradients, size: int = 5, rounding: float = 1e-6) -> None:
+        self.alignment, self.size, self.rounding = alignment, size, rounding
+        self.asked, self.asked_rounding = [], []
 
     def gradient(self, rows: Sequence[int], kind: str = "loss") -> tuple[float, Gradients]:
+        if kind == "rounding":
+            self.asked_rounding.append(list(rows))
+            return 0.002, {name: self.rounding * value for name, value in self.alignment.items()}
         assert kind == "kl"
         self.asked.append(list(rows))
         return 0.25, {name: value.clone() for name, value in self.alignment.items()}
@@ -84,14 +88,41 @@ def test_the_conflict_is_one_of_all_parameters_together(pair) -> None:
     assert after.tobytes() == user.tobytes()
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-9])
-def test_where_the_target_still_is_the_base_nothing_happens(pair, size: float) -> None:
-    """The KL and its gradient are 0 there, or what rounding makes of 0, which has no direction to speak of."""
+def test_where_the_target_still_is_the_base_nothing_happens(pair) -> None:
+    """The KL and its gradient are 0 there."""
     user, alignment = pair
-    after, safegrad = corrected(user, size * alignment)
+    after, safegrad = corrected(user, 0 * alignment)
     assert after.tobytes() == user.tobytes()
     report = safegrad.report()
     assert (report["steps"], report["conflicts"], report["corrected"], report["mean_cosine"]) == (1, 0, 0, 0.0)
+
+
+@pytest.mark.parametrize(("rounding", "ignored"), [(0.6, True), (0.4, False)])
+def test_what_is_not_twice_what_rounding_makes_is_left_alone(pair, rounding: float, ignored: bool) -> None:
+    user, alignment = pair
+    safegrad, gradients, probe = SafeGrad(), gradients_of(user), Fixed(gradients_of(alignment), rounding=rounding)
+    safegrad.begin_stage(probe, 3)
+    safegrad.correct(gradients, probe)
+    assert (vector_of(gradients).tobytes() == user.tobytes()) == ignored
+    report = safegrad.report()
+    assert (report["below_rounding"], report["corrected"], report["rounding_kl"]) == (ignored, not ignored, 0.002)
+    assert (report["mean_cosine"] == 0) == ignored, "what says nothing is not compared"
+
+
+def test_rounding_is_measured_once_in_a_stage_where_the_target_is_the_base(pair) -> None:
+    safegrad, probe = SafeGrad(examples=2), Fixed(gradients_of(pair[1]), 20, rounding=0.6)
+    safegrad.begin_stage(probe, 3)
+    for _ in range(2):
+        safegrad.correct(gradients_of(pair[0]), probe)
+    again = SafeGrad(examples=2)
+    again.load_state(safegrad.state())
+    again.begin_stage(probe, 3)
+    again.correct(gradients_of(pair[0]), probe)
+    assert probe.asked_rounding == probe.asked[:1]
+    assert again.report()["below_rounding"] == 3
+    again.begin_stage(probe, 3)
+    again.correct(gradients_of(pair[0]), probe)
+    assert len(probe.asked_rounding) == 2, "another stage measures anew"
 
 
 def test_a_task_gradient_of_zero_still_gets_the_alignment(pair) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -18,6 +19,7 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.loops import TossProLoop
 from toss_lightning.models import Base
 from toss_lightning.models.sharding import check_sharding
+from toss_lightning.scores import TokenScores
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,13 @@ def runs(tiny_model: str, tiny_sets: dict, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("name", ["sharded", "resumed", "then-whole"])
 def test_scores_mask_and_adapters_are_those_of_a_whole_base(runs: Path, name: str) -> None:
     assert_equal(runs / "whole", runs / name, losses=1e-4, adapters=1e-3)
+
+
+def test_embeddings_are_those_of_a_whole_base_also_where_a_process_has_no_row(runs: Path) -> None:
+    for name, rows in (("utility_val", 1), ("custom", 14)):
+        ours, theirs = (TokenScores(runs / one / "embedded").feature("embedding", name) for one in ("whole", "sharded"))
+        assert len(ours) == rows
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
 
 
 def test_each_process_holds_half_of_every_layer(runs: Path) -> None:

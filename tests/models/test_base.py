@@ -4,11 +4,27 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from tiny import nf4_config, save_tiny_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 from toss_lightning.errors import ModelError
-from toss_lightning.models import Base
+from toss_lightning.models import AdapterBank, Base, Lora
+from toss_lightning.models.adapters import BASE
 from toss_lightning.models.base import base_fingerprint, compute_dtype, load_base, load_tokenizer
+from toss_lightning.models.divergence import base_divergence
+from toss_lightning.models.losses import OutputHead, response_hidden, token_losses
 
 CPU = torch.device("cpu")
 
@@ -120,3 +136,68 @@ def test_a_base_that_is_stored_quantised_is_refused(model_64: str, tmp_path: Pat
 def test_a_path_may_begin_at_home(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(Path(tiny_model).parent))
     assert load_tokenizer(Base(f"~/{Path(tiny_model).name}")).chat_template
+
+
+SMALL = {"vocab_size": 50, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+GPT2 = {"vocab_size": 50, "n_embd": 32, "n_head": 4, "n_layer": 2, "attn_pdrop": 0.1}
+RESTLESS = {
+    "GPT-2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, embd_pdrop=0.1, resid_pdrop=0.1)),
+    "Phi": lambda: PhiForCausalLM(PhiConfig(**SMALL, embd_pdrop=0.1, resid_pdrop=0.1, attention_dropout=0.1)),
+    "Llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.1)),
+    "OPT": lambda: OPTForCausalLM(OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, dropout=0.1, layerdrop=0.5)),
+    "Mixtral": lambda: MixtralForCausalLM(
+        MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2, router_jitter_noise=0.3)
+    ),
+}
+"""Bases that draw random numbers in training mode: dropout of all kinds, layers left out, noise before a router."""
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", RESTLESS)
+def test_a_base_in_training_mode_has_no_dropout_of_its_own(kind: str, attention: str, tmp_path: Path) -> None:
+    """Its own dropout would make the target differ from it before the first step, and two looks from each other."""
+    torch.manual_seed(0)
+    restless = RESTLESS[kind]()
+    restless.save_pretrained(tmp_path)
+    settings = Base(str(tmp_path), quantization="none", attention=attention, gradient_checkpointing=True)
+    model = load_base(settings, CPU)
+    bank, head = AdapterBank(model, Lora(r=2, targets="all-linear"), str(tmp_path), ()), OutputHead.of(model)
+    bank.net.train()
+    ids, row = torch.arange(4, 20).reshape(2, 8), torch.tensor([0, 0, 1, 1])
+    position = torch.tensor([3, 7, 5, 6])
+
+    def hidden() -> torch.Tensor:
+        return response_hidden(model, ids, row, position)
+
+    with bank.using(BASE), torch.no_grad():
+        base = hidden()
+    one, other = (token_losses(hidden(), ids[row, position], head) for _ in range(2))
+    assert torch.equal(one, other)
+    assert not base_divergence(hidden(), base, head).any()
+    assert all(layer.training for layer in model.modules()), "checkpointing looks at the mode"
+    bank.net.eval()
+    assert torch.equal(token_losses(hidden(), ids[row, position], head), one)
+
+
+def test_dropout_of_adapters_stays_and_can_be_left_out(tiny_model: str) -> None:
+    model = load_base(Base(tiny_model, quantization="none"), CPU)
+    bank = AdapterBank(model, Lora(r=2, targets="all-linear", dropout=0.5), tiny_model, ())
+    bank.net.train()
+    for name, value in bank.parameters("slot"):
+        if "lora_B" in name:
+            value.data.fill_(0.1)
+    ids, at = torch.arange(4, 20).unsqueeze(0), torch.arange(1, 16)
+
+    def hidden() -> torch.Tensor:
+        return response_hidden(model, ids, 0 * at, at)
+
+    assert not torch.equal(hidden(), hidden())
+    with bank.without_dropout():
+        still = hidden()
+        assert torch.equal(hidden(), still)
+    assert not torch.equal(hidden(), hidden())
+    bank.net.eval()
+    assert torch.equal(hidden(), still)
+    with bank.without_dropout():
+        pass
+    assert not any(layer.training for layer in bank.net.modules()), "the mode is the one from before"

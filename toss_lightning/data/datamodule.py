@@ -113,6 +113,7 @@ class TossDataModule(LightningDataModule):
         self.plan: StepPlan | None = None
         self.stage_rows: StageRows | None = None
         self._epochs = 0
+        self.chat: ChatTokenizer | None = None
         self._tokenizer_parts: dict[str, str] = {}
 
     # --- reading --------------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ class TossDataModule(LightningDataModule):
             if not Path(self.chat_template).is_file():
                 raise DataError(f"data.chat_template: {self.chat_template}: no such file")
             tokenizer.chat_template = Path(self.chat_template).read_text(encoding="utf-8")
-        chat = ChatTokenizer(tokenizer, self.train_on, self.template_options)
+        self.chat = chat = ChatTokenizer(tokenizer, self.train_on, self.template_options)
         sets = {}
         for name, spec in self.specs.items():
             if spec is not None:
@@ -188,6 +189,23 @@ class TossDataModule(LightningDataModule):
         if "custom" in self.sets:
             scored = {part: value for part, value in self.fingerprints().items() if part in ("dataset", "limits")}
         return {**sets, "data.batch_size": str(self.batch_size), "data.mixture": name_plugin(self.mixture), **scored}
+
+    def check_fits(self, names: Collection[str]) -> None:
+        """Refuses rows that no batch can hold, before anything is trained.
+
+        Args:
+            names: sets that will be served.
+
+        Raises:
+            ConfigError: a row is longer than ``max_tokens``.
+        """
+        for name in sorted(names):
+            longest = max(self.sets[name].rows, key=lambda row: len(row.input_ids))
+            if len(longest.input_ids) > self.max_tokens:
+                raise ConfigError(
+                    f"data.{name}: row {longest.row_id} has {len(longest.input_ids)} tokens, and data.max_tokens holds"
+                    f" {self.max_tokens}: raise data.max_tokens, or lower data.max_length"
+                )
 
     # --- training and validation ------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from toss_lightning.errors import ConfigError
 
+Kind = Literal["loss", "kl", "rounding"]
 Gradients = dict[str, Tensor]
 """Parameter name -> gradient of a whole optimizer step, accumulation and ranks included; float32, the same on all
 ranks."""
@@ -45,12 +46,14 @@ class Probe(Protocol):
     def size(self) -> int:
         """Rows of the reference set."""
 
-    def gradient(self, rows: Sequence[int], kind: Literal["loss", "kl"] = "loss") -> tuple[float, Gradients]:
+    def gradient(self, rows: Sequence[int], kind: Kind = "loss") -> tuple[float, Gradients]:
         """Mean over the response tokens of these reference rows, and its gradient.
 
         Args:
             rows: positions in the reference set.
-            kind: the token loss, or KL(base || target) of the next-token distributions at temperature 1.
+            kind: ``loss``: the token loss. ``kl``: KL(base || target) of the next-token distributions at temperature 1.
+                ``rounding``: that KL with the target's layers rounded otherwise. Asked where the target still is the
+                base, before the first step, it is what rounding alone makes of a KL of 0, and of its gradient.
         """
 
     def mean_row_gradient(self, rows: Sequence[int], weights: Tensor) -> Gradients:
@@ -71,6 +74,8 @@ class Correction(ABC):
 
     whole_step: bool = False
     """:meth:`begin_step` asks about the rows of the coming step, which then costs a forward and backward pass more."""
+    divergence: bool = False
+    """It asks for the KL to the base, of which rounding leaves little where the base computes in less than float32."""
 
     def __init__(self) -> None:
         self._sums: defaultdict[str, float] = defaultdict(float)

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from toss_lightning.gradients.base import Angle, Correction, Gradients, Probe, check_argument, check_reference
+from toss_lightning.gradients.base import Angle, Correction, Gradients, Probe, check_argument, check_reference, norm
 from toss_lightning.seeds import global_seed
 
-NOISE = 1e-6
-"""Share of the task gradient's norm below which an alignment gradient is rounding. At the start, where the target still
-is the base, the KL is 0 and so is its gradient, but a projection would follow what rounding leaves of its direction."""
+ROUNDING = 2.0
+"""An alignment gradient is rounding up to this many times the norm that rounding alone makes. While the target still is
+nearly the base, a projection would follow a direction that says nothing."""
 
 
 class SafeGrad(Correction):
@@ -19,6 +19,9 @@ class SafeGrad(Correction):
     ``data.safety``, drawn in each step. If ``g . g_a < 0`` over all parameters, then ``g <- g - (g . g_a / ||g_a||^2)
     g_a``; in every step ``g <- g + rho g_a`` (arXiv 2508.07172, Algorithm 1).
 
+    What rounding alone makes of an alignment gradient is measured at the first step, where the target is the base. One
+    that is not clearly larger is left alone, and the step is the plain one.
+
     Args:
         rho: factor of the alignment gradient that is added, at least 0. The paper uses 1.
         examples: rows of ``data.safety`` in each step, all where it has fewer.
@@ -26,6 +29,8 @@ class SafeGrad(Correction):
     Raises:
         ConfigError: an argument is out of its range.
     """
+
+    divergence = True
 
     def __init__(self, rho: float = 1.0, examples: int = 8) -> None:
         super().__init__()
@@ -44,10 +49,15 @@ class SafeGrad(Correction):
 
     def correct(self, gradients: Gradients, probe: Probe) -> None:
         """Projects if the two gradients conflict, and adds, in place."""
-        kl, alignment = probe.gradient(self._draw(probe.size), "kl")
+        rows = self._draw(probe.size)
+        if not self._sums["steps"]:
+            floor, noise = probe.gradient(rows, "rounding")
+            self.record(rounding=norm(noise), rounding_kl=abs(floor))
+        kl, alignment = probe.gradient(rows, "kl")
         angle = Angle.between(gradients, alignment)
         self.record(steps=1, kl=kl)
-        if angle.other <= NOISE * angle.norm:
+        if angle.other <= ROUNDING * self._sums["rounding"]:
+            self.record(below_rounding=1)
             return
         self.record(compared=1, cosine=angle.cosine, conflicts=angle.conflict)
         if angle.conflict:
@@ -66,9 +76,13 @@ class SafeGrad(Correction):
         return rows
 
     def report(self) -> dict[str, Any]:
-        """Adds, over steps in conflict, the share of the norm of the gradient that was removed; and the mean KL."""
+        """Adds, over steps in conflict, the share of the norm of the gradient that was removed; the mean KL; and the KL
+        that rounding alone makes, with the steps that were left alone for it.
+        """
         return {
             **super().report(),
             "mean_norm_removed": self.mean("removed", "conflicts"),
             "mean_kl": self.mean("kl", "steps"),
+            "rounding_kl": self._sums["rounding_kl"],
+            "below_rounding": int(self._sums["below_rounding"]),
         }

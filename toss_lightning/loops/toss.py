@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from toss_lightning.data.datamodule import Companions
 from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.evaluation import Evaluation, Evaluator, report_evaluation
 from toss_lightning.files import restore_directory, sweep
 from toss_lightning.identity import name_plugin
 from toss_lightning.loops.method import Method, scored_columns
@@ -22,7 +24,7 @@ from toss_lightning.models.module import REFERENCES
 from toss_lightning.models.objective import Bilevel, Objective
 from toss_lightning.progress import say
 from toss_lightning.report.cards import model_card
-from toss_lightning.report.summary import Summary
+from toss_lightning.report.summary import Summary, method_of, stage_name
 from toss_lightning.scores import TokenScores
 from toss_lightning.seeds import global_seed
 from toss_lightning.selection import (
@@ -48,6 +50,7 @@ class TossLoop(PlanLoop):
         scores_from: a store to select from, instead of a ``score`` step.
         scores_round: the round of that store; its last one by default.
         selection_from: a selection to train the target with, instead of a ``select`` step.
+        evaluation: what the step ``test`` asks of the adapters, and who judges.
 
     Attributes:
         rounds: how often the degraded adapter is trained again.
@@ -69,10 +72,11 @@ class TossLoop(PlanLoop):
         scores_from: str | None = None,
         scores_round: int | None = None,
         selection_from: str | None = None,
+        evaluation: Evaluation | None = None,
     ) -> None:
         check_trainer(trainer)
         super().__init__(trainer)
-        self.steps, self.epochs = list(plan), epochs
+        self.steps, self.epochs, self.evaluation = list(plan), epochs, evaluation
         self.reference_epochs = epochs if reference_epochs is None else reference_epochs
         self.selection = selection if selection is not None else GlobalTopFraction()
         self.scores_from, self.scores_round, self.selection_from = scores_from, scores_round, selection_from
@@ -80,6 +84,7 @@ class TossLoop(PlanLoop):
         self.summary = Summary()
         self.selector: SelectorTraining | None = None
         self._objective_state: dict[str, Any] = {}
+        self._evaluator: Evaluator | None = None
         self._weights: TokenWeights | None = None
         self._selected: str | None = None
         self._stage_started = 0.0
@@ -95,6 +100,10 @@ class TossLoop(PlanLoop):
             raise ConfigError(f"loop.plan: no {step!r} step in {', '.join(self.steps)}: add it")
         self.steps = self.steps[: self.steps.index(step) + 1]
 
+    def only_test(self) -> None:
+        """Leaves out everything but the evaluation of adapters that are there."""
+        self.steps = ["test"]
+
     # --- the plan ---------------------------------------------------------------------------------------------------
 
     def make_plan(self) -> Plan:
@@ -102,7 +111,8 @@ class TossLoop(PlanLoop):
         references = [name for name in REFERENCES if getattr(self.module.references, name)]
         sets = self.datamodule.sets
         method = self.method
-        method.check(self.steps, sets, self.rounds, self.module.lora, self.trainer.strategy)
+        if not self._only_tests:
+            method.check(self.steps, sets, self.rounds, self.module.lora, self.trainer.strategy, self.module.normalize)
         given = Given(
             sets,
             references,
@@ -111,14 +121,46 @@ class TossLoop(PlanLoop):
             method.needs,
             self.selection.epochs if isinstance(self.selection, Seal) else 1,
         )
-        plan = make_plan(self.steps, self.epochs, self.reference_epochs, given, self.rounds)
-        self._check_given()
+        plan = make_plan(self.steps, self.epochs, self.reference_epochs, given, 0 if self._only_tests else self.rounds)
+        if "test" in self.steps:
+            self._evaluator = self._new_evaluator()
+        if not self._only_tests:
+            self._check_given()
+            self.datamodule.check_fits(self._served(plan))
         if self.trainer.is_global_zero:
             restore_directory(self.run_dir / "selection")
             for directory in (self.run_dir, self.run_dir / "adapters", self.run_dir / "promoted"):
                 sweep(directory)
         self.trainer.strategy.barrier("directories restored")
         return plan
+
+    def _served(self, plan: Plan) -> set[str]:
+        """The sets whose rows go through the model."""
+        stages = [step for step in plan.steps if isinstance(step, Stage)]
+        served = {stage.set for stage in stages}
+        served |= {beside.set for stage in stages if (beside := self._companions(stage)) is not None}
+        if any(isinstance(step, Action) and step.kind == "score" for step in plan.steps):
+            served |= {"custom", *self.selection.features.get("embedding", ())}
+        if any(stage.adapter == "target" for stage in stages):
+            served |= {"safety"} if self.module.correction is not None else set()
+            served |= {*self.datamodule.mixture.sets} if self.datamodule.mixture is not None else set()
+        return served
+
+    @property
+    def _only_tests(self) -> bool:
+        return self.steps == ["test"]
+
+    def _new_evaluator(self) -> Evaluator:
+        """Reads the prompts, so that what is wrong with them is said before anything is trained."""
+        if self.evaluation is None:
+            raise ConfigError(
+                "loop.evaluation: the step test needs prompts: name them, or add --config evaluation/demo, whose keys"
+                " to change"
+            )
+        data = self.datamodule
+        evaluator = Evaluator(self.evaluation, self.trainer, data.chat, self.run_dir, data.max_tokens)
+        evaluator.adapters(self.steps)
+        return evaluator
 
     def _check_given(self) -> None:
         """Looks at the scores or the selection that are given before anything is trained."""
@@ -203,6 +245,8 @@ class TossLoop(PlanLoop):
         weighted = any(isinstance(step, Stage) and step.weighted for step in self.plan.steps)
         self.summary.method = self.method.title(weighted, self.rounds)
         self.summary.start(self.trainer, self.plan.names)
+        self.summary.precision = self.module.fingerprints()["precision"]
+        self._warn_of_rounding(weighted)
         if self._metrics:
             self._metrics.forget_from(self.trainer.global_step, self._lines)
         if not self.summary.held_out:
@@ -212,8 +256,20 @@ class TossLoop(PlanLoop):
             say(f"Resumed: {self.trainer.global_step} optimizer steps are done; it goes on with {self.place}")
         self._stage_started = time.monotonic()
 
+    def _warn_of_rounding(self, weighted: bool) -> None:
+        """Says where divergences from the base are taken in a precision that leaves little of small ones."""
+        keys, dtype = self.method.divergences(weighted), self.summary.precision.partition("/")[2]
+        if not keys or dtype == "float32":
+            return
+        rank_zero_warn(
+            f"{' and '.join(keys)}: divergences from the base are taken in {dtype}, in which small ones are rounding"
+            " (docs/methods/safegrad.md says how small): set model.base.dtype: float32 where memory allows"
+        )
+
     def end(self, complete: bool) -> None:
         """Writes the summary."""
+        if self._only_tests:
+            return
         if not complete:
             say("The run was cut short by the Trainer's limits: no target adapter and no summary yet.")
         elif self.trainer.is_global_zero:
@@ -336,6 +392,8 @@ class TossLoop(PlanLoop):
         if action.kind == "score":
             columns = scored_columns(self.selection, self._references_at_hand())
             self.score({name: name for name in columns}, self.selection.features)
+        elif action.kind == "test":
+            self.test()
         else:
             self.select()
 
@@ -371,6 +429,19 @@ class TossLoop(PlanLoop):
         selected = TokenWeights.load(path)
         self._selected, self.summary.selection = selected.digest(), selected.report
         self.summary.say_selected()
+
+    def test(self) -> None:
+        """Lets the adapters reply, and files and prints what the judges say."""
+        assert self._evaluator is not None
+        evaluator, sets = self._evaluator, self.datamodule.sets
+        benign = sets["utility_val"].rows if "utility_val" in sets else []
+        findings = evaluator.find(benign, self._stop_if_told)
+        if self.trainer.is_global_zero:
+            if self._only_tests:
+                self.summary.method = method_of(self.run_dir)
+            names = {name: stage_name(self.summary, name) for name in evaluator.adapters()}
+            report_evaluation(findings, evaluator, names)
+        self.trainer.strategy.barrier("evaluation written")
 
     @property
     def _metrics(self) -> MetricsCsv | None:

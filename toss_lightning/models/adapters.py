@@ -17,7 +17,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import PreTrainedModel
 
@@ -61,6 +61,9 @@ class AdapterBank:
         base_path: what the saved adapters name as their base.
         snapshots: names of the frozen adapters to make room for.
         seed: fixes the slot's initial weights, to which every stage returns.
+
+    Attributes:
+        active: the adapter that the model computes with.
 
     Raises:
         ModelError: no layer has any of the target names.
@@ -109,6 +112,7 @@ class AdapterBank:
     def use(self, adapter: str) -> None:
         """Makes ``adapter`` the one that the model computes with. The slot alone keeps its gradients."""
         tuner: Any = self.net.base_model
+        self.active = adapter
         if adapter == BASE:
             tuner.disable_adapter_layers()
             return
@@ -119,12 +123,26 @@ class AdapterBank:
 
     @contextmanager
     def using(self, adapter: str) -> Iterator[None]:
-        """Computes with ``adapter``, or with the :data:`BASE` alone, inside the block, then with the slot again."""
+        """Computes with ``adapter``, or with the :data:`BASE` alone, inside the block, then with what it did before."""
+        before = self.active
         self.use(adapter)
         try:
             yield
         finally:
-            self.use(SLOT)
+            self.use(before)
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Computes without the adapters' dropout inside the block, as a look at the model does that trains nothing."""
+        # not eval() on all of it: checkpointed layers would then keep their activations
+        layers = [layer for layer in self.net.modules() if isinstance(layer, nn.Dropout) and layer.training]
+        for layer in layers:
+            layer.eval()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.train()
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -106,6 +107,7 @@ def load_base(base: Base, device: torch.device) -> PreTrainedModel:
         raise ModelError(f"model.base.path: {base.path}: cannot be loaded: {_first_line(error)}") from error
     model.requires_grad_(False)
     model.config.use_cache = False
+    _still(model)
     layer: Any
     for layer in model.modules():
         # On CPUs with AVX512-BF16 an evaluation pass would repack the weights for good, and training would then
@@ -115,6 +117,25 @@ def load_base(base: Base, device: torch.device) -> PreTrainedModel:
     if base.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def _still(model: PreTrainedModel) -> None:
+    """Takes the base's own dropout and noise away: nothing of it trains, and a target is compared with it as it is.
+
+    The mode of its layers stays free, for checkpointing depends on it.
+    """
+    modules: list[Any] = list(model.modules())
+    configs = {
+        id(value): value for module in modules for value in vars(module).values() if isinstance(value, PreTrainedConfig)
+    }
+    for module in modules:
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    # attention reads a probability off its own attribute or off the configuration as it goes forward
+    for owner in (*configs.values(), *modules):
+        for name, value in vars(owner).items():
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(owner, name, 0.0)
 
 
 def compute_dtype(base: Base, device: torch.device) -> torch.dtype:

@@ -194,13 +194,16 @@ class WeightedLoraModule(LightningModule):
         hidden = response_hidden(self.bank.model, batch["input_ids"], row, position)
         return token_losses(hidden, batch["input_ids"][row, position], self.head, self.chunk)
 
-    def losses_and_divergence(self, batch: Batch, task: Tensor, anchored: Tensor) -> tuple[Tensor, Tensor]:
+    def losses_and_divergence(
+        self, batch: Batch, task: Tensor, anchored: Tensor, top: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Token losses, and ``KL(base || adapter in use)`` of next tokens, from one pass through the adapter.
 
         Args:
             batch: as for :meth:`losses`.
             task: Shape ``[N]`` bool: where losses are wanted.
             anchored: Shape ``[N]`` bool: where divergences are.
+            top: how many of the base's likeliest next tokens divergences tell apart; all by default.
 
         Returns:
             Shapes ``[number wanted]`` each, float32.
@@ -215,7 +218,7 @@ class WeightedLoraModule(LightningModule):
         hidden = response_hidden(self.bank.model, ids, row[either], position[either])
         targets = ids[row[task], position[task]]
         losses = token_losses(hidden[task[either]], targets, self.head, self.chunk)
-        divergence = base_divergence(hidden[anchored[either]], base_hidden, self.head, self.chunk, self.anchor_top)
+        divergence = base_divergence(hidden[anchored[either]], base_hidden, self.head, self.chunk, top)
         return losses, divergence
 
     @torch.no_grad()
@@ -223,6 +226,7 @@ class WeightedLoraModule(LightningModule):
         """The last hidden state at each row's last token, under the adapter in use; ``[B, D]`` float32."""
         length = batch["length"]
         if not len(length):
+            self._idle(batch["input_ids"])
             return torch.zeros((0, self.bank.model.config.get_text_config().hidden_size), device=self.device)
         row = torch.arange(len(length), device=length.device)
         return response_hidden(self.bank.model, batch["input_ids"], row, length).float()

@@ -1,20 +1,28 @@
 """What a gradient correction asks of the model in training."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from toss_lightning.gradients import Gradients, RowGradients, RowProducts
+from toss_lightning.errors import TrainingError
+from toss_lightning.gradients import Gradients, Kind, RowGradients, RowProducts
 from toss_lightning.models.adapters import SLOT
 from toss_lightning.models.objective import Batch, gather
+from toss_lightning.models.rounding import rounded_otherwise
+
+REFERENCE = "data.safety"
+NAMED = 5
+"""Rows that a message names at most."""
 
 
 class ModelProbe:
-    """Gradients and losses under the slot's current weights; every answer is the same on all ranks.
+    """Gradients and losses under the slot's current weights; every answer is the same on all ranks, and finite.
 
-    Nothing here goes through the wrapper that averages gradients over ranks, nor touches the parameters' ``.grad``.
+    Nothing here goes through the wrapper that averages gradients over ranks, nor touches the parameters' ``.grad``. The
+    adapter's dropout is off: what is asked about is the network, not one thinning of it.
 
     Args:
         model: the module that trains.
@@ -31,63 +39,121 @@ class ModelProbe:
         """Names this rank's micro-batches of the coming optimizer step."""
         self._step = step
 
-    def gradient(self, rows: Sequence[int], kind: Literal["loss", "kl"] = "loss") -> tuple[float, Gradients]:
-        """Mean token loss, or mean KL(base || slot), of the response tokens of reference rows, and its gradient."""
+    def gradient(self, rows: Sequence[int], kind: Kind = "loss") -> tuple[float, Gradients]:
+        """Mean token loss, or mean divergence, of the response tokens of reference rows, and its gradient.
 
-        def value(batch: Batch) -> Tensor:
-            everything = torch.ones_like(batch["row"], dtype=torch.bool)
-            if kind == "loss":
-                return self.model.losses(batch).sum()
-            losses, divergence = self.model.losses_and_divergence(batch, ~everything, everything)
-            return losses.sum() + divergence.sum()
+        Args:
+            rows: positions in the reference set.
+            kind: see :class:`toss_lightning.gradients.Probe`.
 
+        Raises:
+            TrainingError: it is not finite.
+        """
         batches = list(self._there(rows))
-        count, total = self._sum(torch.tensor([sum(len(batch["row"]) for batch in batches), 0.0])), 0.0
-        tokens = float(count[0])
-        gradients = self._zeros()
-        for batch in batches:
-            with torch.enable_grad():
-                part = value(batch) / tokens
-            total += float(part)
-            self._add(gradients, part)
-        mean = self._sum(torch.tensor([total]))
-        return float(mean[0]), self._reduced(gradients)
+        tokens = self._sum(torch.tensor([float(sum(len(batch["row"]) for batch in batches))])).item()
+
+        def mean(batch: Batch) -> tuple[Tensor, Tensor]:
+            if kind == "loss":
+                values = self.model.losses(batch)
+            else:
+                everything = torch.ones_like(batch["row"], dtype=torch.bool)
+                values = self.model.losses_and_divergence(batch, ~everything, everything)[1]
+            return values, values.sum() / tokens
+
+        with rounded_otherwise(self.model.net) if kind == "rounding" else nullcontext():
+            return self._collected(batches, mean)
 
     def mean_row_gradient(self, rows: Sequence[int], weights: Tensor) -> Gradients:
-        """``sum_r weights_r g_r``, g_r the gradient of reference row r's mean token loss."""
+        """``sum_r weights_r g_r``, g_r the gradient of reference row r's mean token loss.
+
+        Raises:
+            TrainingError: it is not finite.
+        """
         of_row = dict(zip(rows, weights.tolist(), strict=True))
-        gradients = self._zeros()
-        for batch in self._there(rows):
-            with torch.enable_grad():
-                means = self._means(self.model.losses(batch), batch, torch.ones_like(batch["weight"]))
-                weight = means.new_tensor([of_row[index] for index in batch["index"].tolist()])
-                self._add(gradients, (weight * means).sum())
-        return self._reduced(gradients)
+
+        def weighted(batch: Batch) -> tuple[Tensor, Tensor]:
+            losses = self.model.losses(batch)
+            means = self._means(losses, batch, torch.ones_like(batch["weight"]))
+            weight = means.new_tensor([of_row[index] for index in batch["index"].tolist()])
+            return losses, (weight * means).sum()
+
+        return self._collected(self._there(rows), weighted)[1]
+
+    def _collected(
+        self, batches: Iterable[Batch], value: Callable[[Batch], tuple[Tensor, Tensor]]
+    ) -> tuple[float, Gradients]:
+        """Sums a number and its gradient over batches and ranks, in one message.
+
+        Args:
+            batches: this rank's.
+            value: batch -> values of its response tokens ``[N]``, and its part of the number.
+
+        Raises:
+            TrainingError: the sum is not finite; it is the same on all ranks, so all of them raise.
+        """
+        named = self.model.bank.parameters(SLOT)
+        parameters = [parameter for _, parameter in named]
+        sums, total, wrong = [torch.zeros_like(parameter) for parameter in parameters], 0.0, []
+        with torch.enable_grad(), self.model.bank.without_dropout():
+            for batch in batches:
+                values, part = value(batch)
+                for whole, found in zip(sums, torch.autograd.grad(part, parameters, allow_unused=True), strict=True):
+                    if found is not None:
+                        whole.add_(found)
+                total += part.item()
+                wrong.append(batch["row_id"][batch["row"][~values.detach().isfinite()]])
+        flat = self._sum(torch.cat([sums[0].new_tensor([total]), *(whole.flatten() for whole in sums)]))
+        if not flat.isfinite().all():
+            own = torch.cat([torch.zeros(0, dtype=torch.int64, device=self.model.device), *wrong])
+            raise self._not_finite(gather(self.model.trainer.strategy, own.unsqueeze(1))[0], REFERENCE)
+        parts = flat[1:].split([parameter.numel() for parameter in parameters])
+        return flat[0].item(), {name: part.view_as(value) for (name, value), part in zip(named, parts, strict=True)}
 
     def reference_products(self, direction: Gradients | None) -> RowProducts:
-        """Losses, norms and inner products of all rows of the reference set."""
-        return self._products(self._there(range(self.size)), direction)
+        """Losses, norms and inner products of all rows of the reference set.
+
+        Raises:
+            TrainingError: one of a row is not finite.
+        """
+        return self._products(self._there(range(self.size)), direction, REFERENCE)
 
     def task_products(self, direction: Gradients | None) -> RowProducts:
-        """The same of the rows of the coming step, with the weights that their tokens have."""
-        return self._products(iter(self._step), direction)
+        """The same of the rows of the coming step, with the weights that their tokens have.
 
-    def _products(self, batches: Iterator[Batch], direction: Gradients | None) -> RowProducts:
+        Raises:
+            TrainingError: one of a row is not finite.
+        """
+        return self._products(self._step, direction, "the coming step")
+
+    def _products(self, batches: Iterable[Batch], direction: Gradients | None, name: str) -> RowProducts:
         found = []
         for batch in batches:
             if not len(batch["index"]):
                 continue
-            weight = batch["weight"]
-            with torch.enable_grad(), RowGradients(self.model.net, SLOT, direction) as measured:
+            weight, steady = batch["weight"], self.model.bank.without_dropout()
+            with torch.enable_grad(), steady, RowGradients(self.model.net, SLOT, direction) as measured:
                 means = self._means(self.model.losses(batch), batch, weight)
                 norms, products = measured.backward(means)
             tokens = torch.bincount(batch["row"][weight != 0], minlength=len(means))
-            found.append(torch.stack([batch["index"], tokens, means.detach(), norms, products], 1).double())
-        own = torch.cat([torch.zeros((0, 5), dtype=torch.float64, device=self.model.device), *found])
+            of_rows = [batch["row_id"], batch["index"], tokens, means.detach(), norms, products]
+            found.append(torch.stack(of_rows, 1).double())
+        own = torch.cat([torch.zeros((0, 6), dtype=torch.float64, device=self.model.device), *found])
         whole, _ = gather(self.model.trainer.strategy, own)
-        whole = whole[torch.argsort(whole[:, 0])]
-        rows, tokens, loss, norm, product = whole.unbind(1)
+        if not (finite := whole.isfinite().all(1)).all():
+            raise self._not_finite(whole[~finite, 0].long(), name)
+        whole = whole[torch.argsort(whole[:, 1])]
+        _, rows, tokens, loss, norm, product = whole.unbind(1)
         return RowProducts(rows.long(), tokens.long(), loss.float(), norm.float(), product.float())
+
+    def _not_finite(self, row_ids: Tensor, name: str) -> TrainingError:
+        """Blames the rows, or the set where none is known."""
+        rows = row_ids.unique().tolist()
+        more = f" and {len(rows) - NAMED} others" if len(rows) > NAMED else ""
+        which = f"row {', '.join(map(str, rows[:NAMED]))}{more} of {name}" if rows else name
+        return TrainingError(
+            f"stage {self.model.stage_name}, step {self.model.trainer.global_step}: a loss or gradient that"
+            f" model.correction asks for is not finite on {which}: look there, or lower model.optim.lr"
+        )
 
     @staticmethod
     def _means(losses: Tensor, batch: Batch, weight: Tensor) -> Tensor:
@@ -100,22 +166,6 @@ class ModelProbe:
         for batch in self._batches(rows):
             if len(batch["index"]):
                 yield self.model.trainer.strategy.batch_to_device(batch)
-
-    def _zeros(self) -> Gradients:
-        return {name: torch.zeros_like(value) for name, value in self.model.bank.parameters(SLOT)}
-
-    def _add(self, gradients: Gradients, value: Tensor) -> None:
-        parameters = [parameter for _, parameter in self.model.bank.parameters(SLOT)]
-        found = torch.autograd.grad(value, parameters, allow_unused=True)
-        for total, part in zip(gradients.values(), found, strict=True):
-            if part is not None:
-                total.add_(part)
-
-    def _reduced(self, gradients: Gradients) -> Gradients:
-        """The sum over ranks, in one message."""
-        flat = self._sum(torch.cat([value.flatten() for value in gradients.values()]))
-        parts = flat.split([value.numel() for value in gradients.values()])
-        return {name: part.view_as(value) for (name, value), part in zip(gradients.items(), parts, strict=True)}
 
     def _sum(self, values: Tensor) -> Tensor:
         summed: Tensor = self.model.trainer.strategy.reduce(values.to(self.model.device), reduce_op="sum")

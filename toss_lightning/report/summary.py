@@ -1,5 +1,6 @@
 """summary.json, and what a run prints at its start and its end."""
 
+import json
 import platform
 import resource
 import time
@@ -44,6 +45,8 @@ class Summary:
     """The selection's own report."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """What the scores were made from."""
+    precision: str = ""
+    """How the base is quantised, and the dtype that it computes in."""
 
     method: str = PLAIN
     """What people call the method that trains the target."""
@@ -70,6 +73,7 @@ class Summary:
             "held_out": {name: dict(losses) for name, losses in self.held_out.items()},
             "selection": dict(self.selection),
             "fingerprints": dict(self.fingerprints),
+            "precision": self.precision,
             "method": self.method,
             "correction": dict(self.correction),
             "idle": list(self.idle),
@@ -160,6 +164,14 @@ class Summary:
         for line in (plain_words(self), f"Adapters, scores and summary.json are in {run_dir}"):
             if line:
                 console.print(line, soft_wrap=True)
+
+
+def method_of(run_dir: Path) -> str:
+    """What people call the method of a finished run."""
+    try:
+        return str(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["method"])
+    except (OSError, ValueError, KeyError):
+        return PLAIN
 
 
 def stage_name(summary: Summary, stage: str) -> str:
