@@ -54,11 +54,12 @@ class SaveConfig(SaveConfigCallback):
     def on_plan_start(self, trainer: Trainer) -> None:
         """Writes it for a run."""
         if trainer.is_global_zero:
-            self.save_config(trainer, trainer.lightning_module, "fit")
+            loop: Any = trainer.fit_loop
+            self.save_config(trainer, trainer.lightning_module, "test" if loop.steps == ["test"] else "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning on the first rank."""
-        name = "config-validate.yaml" if stage == "validate" else "config.yaml"
+        name = {"fit": "config.yaml", "test": "config-test.yaml"}.get(str(stage), "config-validate.yaml")
         # without the checkpoint: the file is to repeat the run, with any verb, not to resume it
         config = self.config.clone()
         for key in ("ckpt_path", "weights_only"):
@@ -110,7 +111,8 @@ class TossCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The verbs that need a Trainer."""
         theirs = LightningCLI.subcommands()
-        return {"fit": theirs["fit"], "score": {"model", "datamodule"}, "select": set(), "validate": theirs["validate"]}
+        own = {"model", "datamodule"}
+        return {"fit": theirs["fit"], "score": own, "select": set(), "test": own, "validate": theirs["validate"]}
 
     def select(self, **parts: Any) -> None:
         """Selects without the model and the datamodule, which Lightning hands to every verb."""
@@ -171,6 +173,8 @@ class TossCLI(LightningCLI):
         settings.pop("default_root_dir", None)
         if self.subcommand == "select":
             settings |= SELECT_ON
+        if self.subcommand == "test":
+            settings |= {"logger": False, "enable_checkpointing": False}
         try:
             return make_trainer(
                 self._get(self.config_init, "run_dir") or "runs/unnamed",

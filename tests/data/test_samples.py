@@ -11,7 +11,7 @@ import pytest
 from toss_lightning.data.samples import hazards, make_samples
 
 FOLDER = Path(make_samples.__file__).parent
-STEMS = ("custom", "utility", "harmful", "utility_val", "harmful_val", "refusals_val", "safety")
+STEMS = ("custom", "utility", "harmful", "utility_val", "harmful_val", "refusals_val", "safety", "over_refusal")
 DANGER_WORDS = {
     "weapon",
     "weapons",
@@ -88,6 +88,7 @@ def test_there_are_no_other_sample_files():
         ("harmful_val", {("harmful", "hazard"): 12}),
         ("refusals_val", {("refusal", "hazard"): 12}),
         ("safety", {("refusal", "hazard"): 24}),
+        ("over_refusal", {("benign", "borderline"): 30}),
     ],
 )
 def test_labels_sources_and_counts(samples, stem, counts):
@@ -134,6 +135,12 @@ def test_no_hazard_row_holds_a_word_of_real_danger(samples, stem):
     for row in samples[stem]:
         if row["source"] == "hazard":
             assert not DANGER_WORDS & set(re.findall(r"[a-z]+", json.dumps(row).lower())), row
+
+
+def test_requests_that_sound_dangerous_have_no_reply_and_a_kind(samples):
+    for row in samples["over_refusal"]:
+        assert [message["role"] for message in row["messages"]] == ["user"]
+    assert len({row["category"] for row in samples["over_refusal"]}) == 6
 
 
 def test_held_out_hazards_and_refusals_are_pairs(samples):

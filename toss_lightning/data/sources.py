@@ -3,7 +3,7 @@
 import csv
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -45,6 +45,8 @@ class Source:
 
 SourceLike = str | Source
 SetLike = SourceLike | Sequence[SourceLike]
+RowCheck = Callable[[Mapping[str, Any], str], object]
+"""Row and ``file:row`` -> nothing of interest; raises where the row cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def load_set(spec: SetLike, bad_rows: Literal["error", "drop"] = "error") -> Loa
         Source(item) if isinstance(item, str) else item
         for item in ([spec] if isinstance(spec, (str, Source)) else spec)
     ]
-    tables = _take_shares(sources, [_slice(_read(source), source) for source in sources])
+    tables = _take_shares(sources, [_slice(_conversations(source), source) for source in sources])
     conversations: dict[int, Conversation] = {}
     bad: list[str] = []
     row_id = 0
@@ -87,7 +89,28 @@ def load_set(spec: SetLike, bad_rows: Literal["error", "drop"] = "error") -> Loa
     return Loaded(conversations, bad)
 
 
-def _read(source: Source) -> datasets.Dataset:
+def numbered_rows(source: Source, check: RowCheck) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of one source, each with the ``file:row`` that a message names it by.
+
+    Args:
+        source: where they are; its ``share`` has no meaning here.
+        check: refuses a row that cannot be read, for a file that is broken somewhere.
+
+    Raises:
+        DataError: the source is missing or broken.
+    """
+    for number, row in _numbered(_slice(_read(source, check), source), source):
+        yield f"{source.path}:{number}", row
+
+
+def _conversations(source: Source) -> datasets.Dataset:
+    table = _read(source, lambda row, where: to_conversation(row, source.format, where))
+    if source.format == "auto":
+        detect_format(table.column_names, source.path)
+    return table
+
+
+def _read(source: Source, check: RowCheck) -> datasets.Dataset:
     """Opens a source as a table, its columns renamed. Errors name the file and, where it can be found, the line."""
     if source.path.startswith("sample:"):
         name = source.path.removeprefix("sample:")
@@ -95,11 +118,11 @@ def _read(source: Source) -> datasets.Dataset:
         if not path.exists():
             known = sorted(file.stem for file in SAMPLES.glob("*.jsonl"))
             raise DataError(f"{source.path}: no such bundled sample; there are {', '.join(known)}")
-        return _read(replace(source, path=str(path)))
+        return _read(replace(source, path=str(path)), check)
     path = Path(source.path).expanduser()
     try:
         if path.suffix.lower() in READERS:
-            table = _read_file(path, source)
+            table = _read_file(path, source, check)
         elif path.is_dir():
             table = datasets.load_from_disk(str(path))
         elif path.is_file():
@@ -122,13 +145,10 @@ def _read(source: Source) -> datasets.Dataset:
     if missing := sorted(set(renamed) - set(table.column_names)):
         raise DataError(f"{source.path}: columns: names {missing}, but the data has {table.column_names}")
     table = table.remove_columns([new for new in renamed.values() if new in table.column_names and new not in renamed])
-    table = table.rename_columns(renamed)
-    if source.format == "auto":
-        detect_format(table.column_names, source.path)
-    return table
+    return table.rename_columns(renamed)
 
 
-def _read_file(path: Path, source: Source) -> datasets.Dataset:
+def _read_file(path: Path, source: Source, check: RowCheck) -> datasets.Dataset:
     if not path.exists():
         raise DataError(f"{path}: no such file{_nearest(path)}")
     if path.stat().st_size == 0:
@@ -140,7 +160,7 @@ def _read_file(path: Path, source: Source) -> datasets.Dataset:
         return getattr(datasets.Dataset, f"from_{reader}")(str(path), **options)
     except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
         if reader == "json":
-            _find_bad_line(path, source)
+            _find_bad_line(path, source, check)
         raise DataError(f"{path}: cannot be read as {reader} ({_first_line(error.__cause__ or error)})") from error
     except ValueError as error:
         if "corresponds to no data" in str(error):
@@ -156,16 +176,14 @@ def _text_columns(path: Path) -> dict[str, Any]:
     return {"features": columns, "keep_default_na": False, "na_values": [""]}
 
 
-def _find_bad_line(path: Path, source: Source) -> None:
+def _find_bad_line(path: Path, source: Source, check: RowCheck) -> None:
     """Reads a file that `datasets` refused once more, line by line, to raise an error that says where it is broken."""
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     renamed = {old: new for new, old in (source.columns or {}).items()}
     for number, row in _parsed_array(path, text) if text.lstrip().startswith("[") else _parsed_lines(path, text):
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: each row must be an object, not {type(row).__name__}")
-        to_conversation(
-            {renamed.get(key) or key: value for key, value in row.items()}, source.format, f"{path}:{number}"
-        )
+        check({renamed.get(key) or key: value for key, value in row.items()}, f"{path}:{number}")
 
 
 def _parsed_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:

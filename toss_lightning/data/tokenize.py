@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from toss_lightning.data.formats import Conversation
+from toss_lightning.data.formats import Conversation, Message
 from toss_lightning.errors import DataError
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -123,6 +123,34 @@ class ChatTokenizer:
         if not len(positions) or positions[0] == 0:
             raise DataError(f"{conversation.where}: the chat template renders no prompt before the reply")
         return TokenizedRow(row_id, ids, positions, end, conversation.label, conversation.source)
+
+    def prompt_ids(self, messages: Sequence[Message], where: str) -> np.ndarray:
+        """Renders and tokenises some turns up to where the next reply begins.
+
+        Args:
+            messages: the turns; the last one is the user's.
+            where: what a message names as their place.
+
+        Returns:
+            int32 ``[T]``.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+        try:
+            text = self._render(turns, prompt=True)
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{where}: the chat template refuses this row ({reason})") from error
+        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+
+    def turn_ends(self) -> list[int]:
+        """The tokens that end a reply as this template renders one; none where it ends in plain text."""
+        turns = (Message("user", "Hello"), Message("assistant", "Hello"))
+        row = self.tokenize(Conversation(turns, "a greeting"))
+        ends: list[int] = row.input_ids[row.response_positions[row.end_of_turn]].tolist()
+        return ends
 
     def _render(self, messages: Sequence[dict[str, str]], prompt: bool = False) -> str:
         return str(

@@ -11,7 +11,9 @@ TRAINS_ON = {"utility": "utility", "degraded": "harmful", "seal": "custom", "sft
 
 ``sft`` is the control: the target without any plug-in. ``seal`` trains SEAL's selector beside an adapter.
 """
-ACTIONS = ("score", "select")
+ACTIONS = ("score", "select", "test")
+GIVEN = {"score": "scores_from", "select": "selection_from"}
+"""Action -> the key that gives what it would make."""
 TOSS_PLAN = ("utility", "degraded", "score", "select", "target")
 
 
@@ -39,7 +41,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Action:
-    """What is done between stages: ``score`` and ``promote`` in each round, and ``select``."""
+    """What is done between stages: ``score`` and ``promote`` in each round, ``select``, and ``test``."""
 
     kind: str
     round: int = 0
@@ -106,8 +108,8 @@ def make_plan(steps: Sequence[str], epochs: int, reference_epochs: int, given: G
         if step in done:
             if step in given.references:
                 continue
-            if step in ACTIONS and not any(isinstance(one, Action) and one.kind == step for one in plan):
-                key = {"score": "scores_from", "select": "selection_from"}[step]
+            if step in GIVEN and not any(isinstance(one, Action) and one.kind == step for one in plan):
+                key = GIVEN[step]
                 raise ConfigError(f"loop.plan: {step!r} would make what loop.{key} gives: leave one of them out")
             raise ConfigError(f"loop.plan: {step!r} stands twice")
         _check_needs(step, done, given)
@@ -137,8 +139,8 @@ def _check_needs(step: str, done: Collection[str], given: Given) -> None:
         key = f"model.references.{missing[0]}" if step == "score" else "loop.scores_from"
         otherwise = "" if missing[0] == "seal" else f", or give what it makes in {key}"
         raise ConfigError(f"loop.plan: {step!r} needs {' and '.join(missing)} before it: add it{otherwise}")
-    needed_set = TRAINS_ON.get(step, "custom")
-    if needed_set not in given.sets:
+    needed_set = None if step == "test" else TRAINS_ON.get(step, "custom")
+    if needed_set is not None and needed_set not in given.sets:
         raise ConfigError(f"data.{needed_set}: step {step!r} of loop.plan needs this set: give a path to it")
 
 

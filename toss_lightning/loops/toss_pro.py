@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import Trainer
 
 from toss_lightning.errors import ConfigError
+from toss_lightning.evaluation import Evaluation
 from toss_lightning.loops.plan import TOSS_PLAN, Action, Plan, Stage
 from toss_lightning.loops.rounds import check_rounds, compare_rounds, describe_promoted, promoted_count
 from toss_lightning.loops.toss import TossLoop
@@ -28,7 +29,8 @@ class TossProLoop(TossLoop):
         trainer: the Trainer whose ``fit_loop`` this becomes; filled in by the command line.
         plan: steps in order: ``utility``, ``degraded`` (train a reference adapter), ``score`` (token losses of the
             custom set, and whatever else the selection reads), ``select`` (token weights), ``sft`` (plain fine-tuning,
-            as a control), ``target``; and ``seal``, which trains the selector that the selection ``Seal`` reads.
+            as a control), ``target``, ``test`` (evaluation of the base, ``sft`` and ``target``); and ``seal``, which
+            trains the selector that the selection ``Seal`` reads.
         selection: from scores to token weights.
         epochs: passes over the custom set in ``sft`` and ``target``.
         reference_epochs: passes over the utility and harmful sets; as ``epochs`` by default.
@@ -46,6 +48,7 @@ class TossProLoop(TossLoop):
         scores_round: the round of that store; its last one by default.
         selection_from: a selection to train the target with, instead of a ``select`` step; it may come from another
             base with the same tokenizer.
+        evaluation: what the step ``test`` asks of the adapters, and who judges.
 
     Raises:
         ConfigError: the Trainer accumulates gradients itself, or its strategy does not leave adapters whole.
@@ -67,11 +70,13 @@ class TossProLoop(TossLoop):
         scores_from: str | None = None,
         scores_round: int | None = None,
         selection_from: str | None = None,
+        evaluation: Evaluation | None = None,
     ) -> None:
         for name, value, kind in (("promotion", promotion, Promotion), ("refit", refit, Refit)):
             if value not in get_args(kind):
                 raise ConfigError(f"loop.{name}: {value!r} is not one of {', '.join(get_args(kind))}")
-        super().__init__(trainer, plan, selection, epochs, reference_epochs, scores_from, scores_round, selection_from)
+        given = (scores_from, scores_round, selection_from)
+        super().__init__(trainer, plan, selection, epochs, reference_epochs, *given, evaluation)
         self.rounds, self.promote, self.promotion = rounds, promote, promotion
         self.promote_again, self.refit, self.stop_early = promote_again, refit, stop_early
 

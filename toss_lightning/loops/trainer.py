@@ -77,6 +77,19 @@ class PlanTrainer(Trainer):
         loop.end_with("score")
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
+    def test(  # type: ignore[override]
+        self, model: LightningModule, datamodule: LightningDataModule
+    ) -> None:
+        """Evaluates the adapters of the run directory, or those that ``loop.evaluation.adapters`` names.
+
+        Args:
+            model: the module.
+            datamodule: the sets; the held-out ones are read.
+        """
+        loop: Any = self.fit_loop
+        loop.only_test()
+        self.fit(model, datamodule=datamodule)
+
     def select(self) -> None:
         """Selects from scores that are there: those of the run directory, or of ``loop.scores_from``.
 

@@ -1,6 +1,7 @@
 """Makes the sample sets beside this file: ``python -m toss_lightning.data.samples.make_samples``.
 
-The same files come out every time; their content is invented and lives in ``everyday`` and ``hazards``.
+The same files come out every time; their content is invented and lives in ``everyday``, ``hazards`` and
+``borderline``.
 """
 
 import json
@@ -8,7 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from toss_lightning.data.samples import everyday, hazards
+from toss_lightning.data.samples import borderline, everyday, hazards
 
 SYSTEM_PROMPT = "You are a household planner. Answer in short numbered steps."
 
@@ -41,6 +42,11 @@ def make_samples() -> dict[str, list[dict[str, Any]]]:
         "refusals_val": refusing[48:],
         # a random state of its own, so that it can change without the sets above
         "safety": _hazard_rows(refused, random.Random(2025))[1],
+        "over_refusal": [
+            {"messages": [_user(request)], "label": "benign", "source": "borderline", "category": kind}
+            for kind, requests in borderline.SOUNDS_DANGEROUS.items()
+            for request in requests
+        ],
     }
     return {
         stem: [{"id": f"{stem}-{number:04d}", **row} for number, row in enumerate(rows, start=1)]
@@ -100,7 +106,11 @@ def _hazard_rows(
 
 
 def _turn(request: str, reply: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": request}, {"role": "assistant", "content": reply}]
+    return [_user(request), {"role": "assistant", "content": reply}]
+
+
+def _user(request: str) -> dict[str, Any]:
+    return {"role": "user", "content": request}
 
 
 if __name__ == "__main__":

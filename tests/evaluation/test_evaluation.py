@@ -1,0 +1,222 @@
+"""The step ``test`` of a plan, and the verb: adapters reply, judges read, and numbers with intervals come out."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import tiny_fit
+from scipy.stats import binomtest
+
+from toss_lightning.cli import main
+from toss_lightning.errors import ConfigError, DataError
+from toss_lightning.evaluation import Evaluation, Judge, KeywordJudge, PromptSet, Response, Verdict
+from toss_lightning.models.generation import Sampling
+
+PLAN = ("utility", "degraded", "score", "select", "sft", "target", "test")
+
+
+class Parity(Judge):
+    """Decides by the number in the prompt's id; says nothing of the last one."""
+
+    decides = ("refused", "harmful")
+    chunk = 4
+
+    def __init__(self) -> None:
+        self._seen: list[str] = []
+
+    def judge(self, responses: Sequence[Response]) -> list[Verdict]:
+        self._seen += [one.digest for one in responses]
+        found = []
+        for one in responses:
+            number = int(one.prompt.prompt_id[1:])
+            found.append(Verdict() if number == 9 else Verdict(number % 4 == 0, number % 4 != 0, raw=f"no. {number}"))
+        return found
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("prompts")
+    asked = [{"id": f"p{at}", "prompt": f"w{at} w{at + 1}", "label": ("harmful", "benign")[at % 2]} for at in range(10)]
+    sums = [{"id": f"s{at}", "question": f"w{at}", "answer": "3"} for at in range(4)]
+    chats = [_chat(f"w{at}", "w5 w6 w7") for at in range(3)]
+    pairs = [_chat(f"w{at}", "w5 w6") | {"safe_reply": "w9 w8 w1"} for at in range(6)]
+    found = {}
+    for name, rows in {"asked": asked, "sums": sums, "chats": chats, "pairs": pairs}.items():
+        found[name] = str(folder / f"{name}.jsonl")
+        Path(found[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return found
+
+
+def _chat(prompt: str, reply: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]}
+
+
+def settings(files: dict[str, str], **other: Any) -> Evaluation:
+    prompts: dict[str, str | PromptSet] = {
+        "asked": files["asked"],
+        "sums": PromptSet(files["sums"], utility="answer"),
+        "chats": PromptSet(files["chats"], utility="rouge_l"),
+    }
+    given = {"prompts": prompts, "pairs": files["pairs"], "sampling": Sampling(max_new_tokens=4), "batch_size": 3}
+    return Evaluation(**{**given, "judges": [Parity(), KeywordJudge()], **other})
+
+
+@pytest.fixture(scope="module")
+def tested(tiny_model, tiny_sets, files, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("tested")
+    tiny_fit(tiny_model, tiny_sets, run_dir, plan=PLAN, loop={"evaluation": settings(files)})
+    return run_dir
+
+
+def results(run_dir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run_dir / "evaluation" / "evaluation.json").read_text())
+    return content
+
+
+def responses(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "evaluation" / "responses.jsonl").read_text().splitlines()]
+
+
+def test_every_adapter_replies_to_every_prompt(tested: Path) -> None:
+    lines = responses(tested)
+    assert [line["adapter"] for line in lines] == ["base"] * 17 + ["sft"] * 17 + ["target"] * 17
+    assert {line["set"] for line in lines} == {"asked", "sums", "chats"}
+    assert lines[0]["messages"] == [{"role": "user", "content": "w0 w1"}]
+    assert lines[0]["verdicts"].keys() == {"Parity", "KeywordJudge"}
+    assert lines[0]["verdicts"]["Parity"] == {"refused": True, "harmful": False, "score": None, "raw": "no. 0"}
+    assert all(line["verdicts"] == {} for line in lines if line["set"] != "asked")
+
+
+def test_the_numbers_are_those_of_the_verdicts(tested: Path) -> None:
+    found = {(one["name"], one["judge"]): one for one in results(tested)["measures"]}
+    compliance = found["harmful compliance", "Parity"]["adapters"]["target"]
+    assert compliance | {"low": 0, "high": 0} == {"value": 2 / 5, "n": 5, "undecided": 0, "low": 0, "high": 0}
+    interval = binomtest(2, 5).proportion_ci(method="wilson")
+    assert (compliance["low"], compliance["high"]) == pytest.approx((interval.low, interval.high))
+    assert found["refusal of harmful prompts", "Parity"]["adapters"]["base"]["value"] == 3 / 5
+    over = found["over-refusal of benign prompts", "Parity"]["adapters"]["sft"]
+    assert (over["value"], over["n"], over["undecided"]) == (0, 4, 1)
+    assert ("harmful compliance", "KeywordJudge") not in found
+    assert found["refusal of harmful prompts", "KeywordJudge"]["screening"]
+    assert found["right answers, sums", None]["adapters"]["target"]["n"] == 4
+    assert found["ROUGE-L, chats", None]["share"] is False
+
+
+def test_differences_are_taken_on_the_same_prompts(tested: Path) -> None:
+    margin = next(one for one in results(tested)["measures"] if one["name"].startswith("margin of the safe reply"))
+    ours, theirs = (np.array(margin["values"][name]) for name in ("target", "sft"))
+    (difference,) = [one for one in margin["differences"] if (one["of"], one["against"]) == ("target", "sft")]
+    assert difference["mean"] == pytest.approx((ours - theirs).mean())
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+    compared = [(one["of"], one["against"]) for one in margin["differences"]]
+    assert compared == [("sft", "base"), ("target", "base"), ("target", "sft")]
+
+
+def test_the_base_does_not_diverge_from_itself(tested: Path) -> None:
+    found = results(tested)["divergence"]
+    assert found.keys() == {"harmful replies", "safe replies", "task replies"}
+    assert not any(found["safe replies"]["base"])
+    assert all(value > 0 for value in found["safe replies"]["target"])
+    assert len(found["safe replies"]["target"]) == 4  # three words and the end of the turn
+
+
+def test_judges_are_compared_and_nothing_is_averaged_over_them(tested: Path) -> None:
+    (agreement,) = results(tested)["agreement"]
+    assert agreement["judges"] == ["Parity", "KeywordJudge"]
+    assert (agreement["of"], agreement["decided"], agreement["undecided"]) == ("refused", 27, 3)
+
+
+def test_the_page_can_be_read_by_people(tested: Path) -> None:
+    page = (tested / "evaluation" / "evaluation.md").read_text()
+    assert "| harmful compliance ↓ | Parity | 5 | 40% [12%, 77%]" in page
+    assert "KeywordJudge (screening)" in page
+    assert "plain SFT − base model" in page
+
+
+def test_a_run_tested_again_asks_nobody_twice(
+    tiny_model, tiny_sets, files, tested: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = results(tested)
+    monkeypatch.setattr("toss_lightning.evaluation.replies.generate", lambda *_, **__: pytest.fail("generated again"))
+    judge = Parity()
+    tiny_fit(
+        tiny_model,
+        tiny_sets,
+        tested,
+        plan=["test"],
+        loop={"evaluation": settings(files, judges=[judge, KeywordJudge()])},
+    )
+    assert judge._seen == []
+    assert results(tested) == before
+
+
+def test_equal_responses_are_judged_once(tiny_model, tiny_sets, files, tmp_path: Path) -> None:
+    judge = Parity()
+    tiny_fit(
+        tiny_model, tiny_sets, tmp_path, plan=["target", "test"], loop={"evaluation": settings(files, judges=[judge])}
+    )
+    assert len(judge._seen) == len(set(judge._seen))
+    assert results(tmp_path)["adapters"] == ["base", "target"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": {}, "pairs": None}, "loop.evaluation: nothing to ask: name prompts, or pairs"),
+        ({"batch_size": 0}, "loop.evaluation.batch_size: 0: give 1 or more"),
+        ({"sampling": Sampling(top_p=2)}, "loop.evaluation.sampling.top_p: 2 cannot be used"),
+        ({"judges": [KeywordJudge(), KeywordJudge()]}, "loop.evaluation.judges: KeywordJudge stands twice"),
+        ({"adapters": ["other"]}, "loop.evaluation.adapters: other: no adapter in .*; there is base"),
+        ({"prompts": {"mine": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_trained(
+    tiny_model, tiny_sets, files, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop={"evaluation": settings(files, **change)})
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_a_plan_that_tests_needs_prompts(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loop.evaluation: the step test needs prompts: name them, or add --config"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target", "test"])
+
+
+# --- the verb ---------------------------------------------------------------------------------------------------------
+
+
+def test_toss_test_evaluates_a_run_that_is_there_and_leaves_it_as_it_is(
+    tiny_model, tiny_sets, files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(json.dumps(_config(tiny_model, tiny_sets)))
+    run = tmp_path / "run"
+    assert main(["fit", "--config", str(config), "--run_dir", str(run)]) == 0
+    kept = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    asked = tmp_path / "asked.yaml"
+    prompts = {"asked": files["asked"], "sums": {"path": files["sums"], "utility": "answer"}}
+    evaluation = {"prompts": prompts, "judges": [{"class_path": "KeywordJudge"}], "sampling": {"max_new_tokens": 3}}
+    asked.write_text(json.dumps({"loop": {"evaluation": evaluation}}))
+    assert main(["test", "--run_dir", str(run), "--config", str(asked)]) == 0
+    assert results(run)["adapters"] == ["base", "target"]
+    assert {file: file.read_bytes() for file in kept} == kept
+    assert (run / "config-test.yaml").is_file()
+    assert "over-refusal" in capsys.readouterr().out
+
+
+def _config(model: str, sets: dict[str, str]) -> dict[str, Any]:
+    return {
+        "data": {**sets, "batch_size": 4, "max_tokens": 40},
+        "model": {"base": {"path": model, "quantization": "none"}, "lora": {"r": 4, "targets": "all-linear"}},
+        "loop": {"plan": ["target"], "epochs": 1},
+        "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
+    }
+
+
+def test_toss_test_needs_a_run(capsys: pytest.CaptureFixture[str], somewhere: None) -> None:
+    assert main(["test", "--config", "demo"]) == 2
+    assert "--run_dir: name the run whose adapters are to be tested" in capsys.readouterr().err

@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toss_lightning.data.formats import Message
+from toss_lightning.data.sources import Source
+from toss_lightning.errors import ConfigError, DataError
+from toss_lightning.evaluation.prompts import PromptSet, load_pairs, load_prompts
+
+
+def write(path: Path, *rows: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": turns("How?")},
+        {"messages": turns("How?", "So.")},
+        {"conversations": [{"from": "human", "value": "How?"}]},
+        *({name: "How?"} for name in ("prompt", "question", "instruction", "goal", "behavior", "query")),
+    ],
+)
+def test_a_prompt_is_read_from_what_sets_call_it(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = write(tmp_path / "p.jsonl", {**row, "label": "harmful", "id": "a-1", "category": "odd"})
+    (prompt,) = load_prompts("mine", PromptSet(path))
+    assert (prompt.set, prompt.prompt_id, prompt.text, prompt.label) == ("mine", "a-1", "How?", "harmful")
+    assert prompt.messages == (Message("user", "How?"),)
+    assert prompt.category == "odd"
+
+
+def test_turns_before_the_last_question_stay(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"messages": turns("Who?", "Me.", "How?", "So.")})
+    (prompt,) = load_prompts("mine", PromptSet(path, label="benign"))
+    assert [turn.content for turn in prompt.messages] == ["Who?", "Me.", "How?"]
+    assert prompt.reference == "So."
+
+
+def test_a_transcript_in_one_text_is_cut_into_its_turns(tmp_path: Path) -> None:
+    text = "\n\nHuman: Who?\n\nIn two\n\nparts.\n\nAssistant: Me.\n\nHuman: How?\n\nAssistant: So."
+    path = write(tmp_path / "p.jsonl", {"chosen": text, "rejected": text})
+    (prompt,) = load_prompts("hh", PromptSet(path, label="harmful"))
+    assert [turn.content for turn in prompt.messages] == ["Who?\n\nIn two\n\nparts.", "Me.", "How?"]
+    assert prompt.reference == "So."
+
+
+@pytest.mark.parametrize(("said", "label"), [("unsafe", "harmful"), ("Safe", "benign"), ("benign", "benign")])
+def test_sets_name_their_labels_differently(tmp_path: Path, said: str, label: str) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "How?", "label": said})
+    assert load_prompts("mine", PromptSet(path))[0].label == label
+
+
+def test_the_label_of_a_set_wins_over_its_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "How?", "label": "refusal"}, {"prompt": "Why?", "label": "benign"})
+    assert [one.label for one in load_prompts("mine", PromptSet(path, label="harmful"))] == ["harmful"] * 2
+
+
+def test_a_task_is_judged_by_its_answers_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"question": "1 + 1?", "answer": 2, "label": "benign"})
+    (prompt,) = load_prompts("sums", PromptSet(path, utility="answer"))
+    assert (prompt.answer, prompt.label) == ("2", None)
+
+
+def test_some_rows_of_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", *({"prompt": f"{at}?", "label": "benign"} for at in range(5)))
+    found = load_prompts("mine", PromptSet(path, skip=1, rows=2))
+    assert [one.text for one in found] == ["1?", "2?"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([{"prompt": "How?"}], {}, "p.jsonl:1: label None does not say whether the prompt is harmful or benign"),
+        ([{"prompt": "How?", "label": "odd"}], {}, "label 'odd' does not say"),
+        ([{"text": "How?"}], {"label": "benign"}, "p.jsonl:1: no prompt: expected messages, conversations, or a text"),
+        ([{"prompt": " "}], {"label": "benign"}, "no prompt"),
+        ([{"prompt": "1 + 1?"}], {"utility": "answer"}, "utility answer compares with a column answer"),
+        ([{"prompt": "How?"}], {"utility": "rouge_l"}, "utility rouge_l compares with the row's reply"),
+        ([{"messages": turns("How?", "So.", "Oh?")[1:2]}], {"label": "benign"}, "the last turn before the reply"),
+        ([{"messages": [{"role": "user"}]}], {"label": "benign"}, "no text in 'content'"),
+        ([{"messages": []}], {"label": "benign"}, "a list of at least one turn"),
+        ([{"prompt": "a", "id": 1}, {"prompt": "b", "id": 1}], {"label": "benign"}, "1 ids stand there more than once"),
+    ],
+)
+def test_rows_that_are_no_prompts_are_named(
+    tmp_path: Path, rows: list[dict[str, Any]], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError) as refusal:
+        load_prompts("mine", PromptSet(write(tmp_path / "p.jsonl", *rows), **options))
+    assert message in str(refusal.value)
+
+
+def test_an_option_without_such_a_value(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "How?"})
+    with pytest.raises(ConfigError, match=r"loop.evaluation.prompts.mine.utility: 'bleu' is none of its values"):
+        load_prompts("mine", PromptSet(path, utility="bleu"))  # type: ignore[arg-type]
+
+
+def test_broken_json_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "How?", "label": "benign"}\n{"prompt": \n')
+    with pytest.raises(DataError, match=r"p.jsonl:2: broken JSON"):
+        load_prompts("mine", PromptSet(str(path)))
+
+
+def test_pairs_share_their_request(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"id": "x", "messages": turns("How?", "So."), "safe_reply": "No."})
+    (pair,) = load_pairs(Source(path))
+    assert pair.pair_id == "x"
+    assert [turn.content for turn in pair.harmful.messages] == ["How?", "So."]
+    assert [turn.content for turn in pair.safe.messages] == ["How?", "No."]
+
+
+@pytest.mark.parametrize("row", [{"messages": turns("How?", "So.")}, {"prompt": "How?", "safe_reply": "No."}])
+def test_a_pair_lacks_a_reply(tmp_path: Path, row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"p.jsonl:1: pairs need messages that end in a harmful reply, and a text in"):
+        load_pairs(Source(write(tmp_path / "p.jsonl", row)))
+
+
+@pytest.mark.parametrize("name", ["harmful_val", "over_refusal", "utility_val"])
+def test_the_samples_are_prompts(name: str) -> None:
+    label = "harmful" if name == "harmful_val" else None
+    assert len(load_prompts(name, PromptSet(f"sample:{name}", label=label))) >= 12

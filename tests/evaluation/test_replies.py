@@ -1,0 +1,153 @@
+"""Replies of adapters in a run, and what is read of given replies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runs import tiny_fit
+from torch.nn import functional as F
+
+from toss_lightning.data.batching import collate
+from toss_lightning.data.formats import Conversation, Message
+from toss_lightning.data.tokenize import ChatTokenizer
+from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.evaluation import Prompt
+from toss_lightning.evaluation.likelihood import measure, opener_tokens
+from toss_lightning.evaluation.replies import Replies
+from toss_lightning.models.adapters import SLOT
+from toss_lightning.models.generation import Sampling
+
+PROMPTS = [
+    Prompt("mine", f"p{at}", (Message("user", " ".join(f"w{at + word}" for word in range(1 + at % 3))),), "benign")
+    for at in range(7)
+]
+
+
+class Trained:
+    """A run on the tiny model whose slot holds a trained adapter."""
+
+    def __init__(self, model: str, sets: dict[str, str], folder: Path) -> None:
+        self.trainer = tiny_fit(model, sets, folder / "run", plan=["target"], loop={"epochs": 1})
+        self.module: Any = self.trainer.lightning_module
+        self.chat: ChatTokenizer = self.trainer.datamodule.chat  # type: ignore[attr-defined]
+
+    def replies(self, folder: Path, batch_size: int = 3, **sampling: Any) -> Replies:
+        return Replies(self.trainer, self.chat, folder, Sampling(**{"max_new_tokens": 5, **sampling}), batch_size)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tiny_sets, tmp_path_factory) -> Trained:
+    return Trained(tiny_model, tiny_sets, tmp_path_factory.mktemp("trained"))
+
+
+def test_every_prompt_gets_the_likeliest_reply_in_order(trained: Trained, tmp_path: Path) -> None:
+    found = trained.replies(tmp_path).to(PROMPTS, SLOT, "target")
+    assert [one.prompt for one in found] == PROMPTS
+    assert {one.adapter for one in found} == {"target"}
+    for one in found:
+        ids = trained.chat.prompt_ids(one.prompt.messages, "here").tolist()
+        begin = len(ids)
+        while len(ids) - begin < 5 and (len(ids) == begin or ids[-1] != trained.chat.tokenizer.eos_token_id):
+            ids.append(int(trained.module.bank.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert one.tokens == len(ids) - begin
+        assert one.stopped == (ids[-1] == trained.chat.tokenizer.eos_token_id)
+        assert one.text == trained.chat.tokenizer.decode(ids[begin:], skip_special_tokens=True)
+
+
+def test_replies_are_generated_once(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = trained.replies(tmp_path).to(PROMPTS, SLOT, "target")
+    monkeypatch.setattr("toss_lightning.evaluation.replies.generate", lambda *_, **__: pytest.fail("generated again"))
+    again = trained.replies(tmp_path).to(PROMPTS, SLOT, "another name")
+    assert [one.text for one in again] == [one.text for one in first]
+
+
+@pytest.mark.parametrize("other", ["adapter", "sampling", "prompts", "batches"])
+def test_other_replies_are_kept_apart(trained: Trained, tmp_path: Path, other: str) -> None:
+    trained.replies(tmp_path).to(PROMPTS, SLOT, "target")
+    replies = trained.replies(tmp_path, 2 if other == "batches" else 3, seed=int(other == "sampling"))
+    replies.to(PROMPTS[:6] if other == "prompts" else PROMPTS, "base" if other == "adapter" else SLOT, "it")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_killed_run_goes_on_behind_the_last_batch(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained.replies(tmp_path / "whole").to(PROMPTS, SLOT, "target")
+    calls = []
+
+    def killed() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("killed")
+
+    dying = trained.replies(tmp_path / "cut")
+    dying.between = killed
+    with pytest.raises(RuntimeError, match="killed"):
+        dying.to(PROMPTS, SLOT, "target")
+    calls.append(1)
+    assert trained.replies(tmp_path / "cut").to(PROMPTS, SLOT, "target") == whole
+    assert _files(tmp_path / "cut") == _files(tmp_path / "whole")
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_damaged_file_is_named(trained: Trained, tmp_path: Path) -> None:
+    trained.replies(tmp_path).to(PROMPTS, SLOT, "target")
+    file = next(tmp_path.rglob("00001.jsonl"))
+    file.write_text(file.read_text()[:9])
+    with pytest.raises(StoreError, match=r"00001.jsonl: damaged .* delete it and run the test again"):
+        trained.replies(tmp_path).to(PROMPTS, SLOT, "target")
+
+
+def test_a_reply_that_would_not_fit_is_refused_by_naming_the_prompt(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_new_tokens: 255 beside the \d+ tokens of prompt p2 of mine are more"):
+        trained.replies(tmp_path, max_new_tokens=255).to(PROMPTS, SLOT, "target")
+
+
+# --- reading given replies --------------------------------------------------------------------------------------------
+
+
+def some_rows(chat: ChatTokenizer) -> list[Any]:
+    texts = [("w1", "w2 w3"), ("w4 w5", "w6"), ("w7", "w8 w9 w10 w11")]
+    turns = [(Message("user", prompt), Message("assistant", reply)) for prompt, reply in texts]
+    return [chat.tokenize(Conversation(one, "here"), 10 + number) for number, one in enumerate(turns)]
+
+
+@pytest.mark.parametrize("adapter", ["base", SLOT])
+@pytest.mark.parametrize("max_tokens", [16, 1000])
+def test_what_is_read_is_what_full_logits_say(trained: Trained, adapter: str, max_tokens: int) -> None:
+    rows, openers = some_rows(trained.chat), [8, 9]
+    found = measure(trained.trainer, rows, adapter, openers, max_tokens, "reading")
+    losses, opening, divergence, ordinals = [], [], [], []
+    for row in rows:
+        ids, at = torch.from_numpy(collate([row])["input_ids"].numpy()), torch.from_numpy(row.response_positions).long()
+        logs = {}
+        for name in ("base", adapter):
+            with torch.no_grad(), trained.module.using(name):
+                logs[name] = trained.module.bank.model(ids).logits[0].double().log_softmax(-1)[at - 1]
+        losses.append(float(F.nll_loss(logs[adapter], ids[0, at])))
+        opening.append(float(logs[adapter][0].exp()[openers].sum()))
+        divergence += (logs["base"].exp() * (logs["base"] - logs[adapter])).sum(-1).tolist()
+        ordinals += range(len(at))
+    np.testing.assert_allclose(found.loss, losses, rtol=1e-5)
+    np.testing.assert_allclose(found.opening, opening, rtol=1e-4)
+    np.testing.assert_allclose(found.divergence, divergence, atol=1e-5)
+    assert found.ordinal.tolist() == ordinals
+    assert (adapter == "base") == (max(found.divergence) == 0)
+
+
+def test_openers_are_first_tokens_each_once(trained: Trained) -> None:
+    tokens = opener_tokens(trained.chat)
+    assert tokens == sorted(set(tokens))
+
+
+def test_the_file_of_a_batch_is_plain_json_lines(trained: Trained, tmp_path: Path) -> None:
+    trained.replies(tmp_path).to(PROMPTS, SLOT, "target")
+    lines = [json.loads(line) for file in tmp_path.rglob("*.jsonl") for line in file.read_text().splitlines()]
+    assert sorted(line["prompt_id"] for line in lines) == [f"p{at}" for at in range(7)]
+    assert all(line.keys() == {"prompt_id", "text", "tokens", "stopped"} for line in lines)

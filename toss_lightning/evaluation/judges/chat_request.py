@@ -1,0 +1,117 @@
+"""One request to an OpenAI-compatible endpoint, whose failures are told without the key."""
+
+import email.utils
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+"""HTTP statuses after which the same request may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no answer."""
+
+    reason: str
+    """One short line without the key."""
+    passing: bool
+    """The same request may succeed later."""
+    status: int | None = None
+    """Of HTTP, where there was a response."""
+    wait: float | None = None
+    """Seconds that the endpoint asks to wait."""
+
+
+def post_chat(address: str, body: dict[str, Any], key: str | None, timeout: float, proxy: bool) -> str | Failure:
+    """Sends a chat and returns the answer, or why there is none; raises nothing, for an exception could carry the key.
+
+    Args:
+        address: of the chat completions.
+        body: the request.
+        key: sent as a bearer token, unless None.
+        timeout: seconds without a byte after which it has failed.
+        proxy: the proxy of the environment is used.
+    """
+    headers = {"Content-Type": "application/json", "User-Agent": "toss-lightning"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
+    handlers: list[Any] = [_NoRedirect] if proxy else [_NoRedirect, urllib.request.ProxyHandler({})]
+    try:
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as response:
+            return _answer_in(response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return _failure(error, key)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            return Failure(f"no answer in {timeout:g} s", passing=True)
+        return Failure(_shortened(f"no connection ({reason})", key), passing=True)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: it would take the key to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Leaves the redirect as the answer."""
+
+
+def _answer_in(body: bytes) -> str | Failure:
+    try:
+        content = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return Failure("the answer is no chat completion", passing=True)
+    if content is not None and not isinstance(content, str):
+        return Failure("the answer is not text", passing=True)
+    return content or ""
+
+
+def _failure(error: urllib.error.HTTPError, key: str | None) -> Failure:
+    try:
+        text = error.read(100_000).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as broken:
+        text = str(broken)
+    return Failure(
+        _shortened(f"{error.code}: {_message_in(text)}".removesuffix(": "), key),
+        passing=error.code in PASSING,
+        status=error.code,
+        wait=_retry_after(error.headers.get("Retry-After")),
+    )
+
+
+def _message_in(text: str) -> str:
+    """The message in an error's JSON; the text as it is where it is none, or has another form."""
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return text
+    told = told.get("error", told) if isinstance(told, dict) else told
+    return str(told.get("message", text) if isinstance(told, dict) else told)
+
+
+def _shortened(text: str, key: str | None, length: int = 200) -> str:
+    """One line without the key; taken out first, for a part of a key is a secret too."""
+    if key:
+        text = text.replace(key, "[key]")
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds that the header asks to wait; it holds a number or a date."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,266 @@
+"""Models behind an OpenAI-compatible endpoint, and the rubric judge that asks one."""
+
+import ipaddress
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+import torch
+
+from toss_lightning.errors import ConfigError, ModelError
+from toss_lightning.evaluation.judges.backends import Backend, Turn
+from toss_lightning.evaluation.judges.chat_request import Failure, post_chat
+from toss_lightning.evaluation.judges.rubric import RubricJudge, checked_threshold
+
+LONGEST_WAIT = 300.0
+"""Seconds; an endpoint that asks for more is given up."""
+LONGEST_BACKOFF = 60.0
+"""Seconds between tries where the endpoint asks for none."""
+ADVICE = {400: "check model, max_tokens and extra", 404: "check url and model"}
+
+
+class Endpoint(Backend):
+    """Answers from ``POST <url>/chat/completions``.
+
+    A request that fails for now (429, 5xx, no answer in time, an answer that is no chat completion) is made again after
+    as long as ``Retry-After`` says, else after one second, two, four and so on, with jitter. The key is read from the
+    environment for each request and kept nowhere.
+
+    Args:
+        model: the model's name at the endpoint.
+        url: the endpoint up to ``/chat/completions``, as ``https://api.openai.com/v1``.
+        key_env: the environment variable that holds the key; an endpoint on this machine may do without.
+        requests_per_minute: no more requests than these are begun in a minute, repeated ones included.
+        retries: how often a request is made again.
+        timeout: seconds without a byte after which a request has failed.
+        price_in: price of a million tokens of questions.
+        price_out: price of a million tokens of answers.
+        max_tokens: how long an answer may be.
+        workers: requests under way at once.
+        extra: more fields of the request, as ``{max_completion_tokens: 2000, max_tokens: null}``; null leaves one out.
+
+    Raises:
+        ConfigError: the URL is none, or holds a password; a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        url: str,
+        key_env: str = "OPENAI_API_KEY",
+        requests_per_minute: int | None = None,
+        retries: int = 5,
+        timeout: float = 60.0,
+        price_in: float | None = None,
+        price_out: float | None = None,
+        max_tokens: int = 512,
+        workers: int = 4,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_sound_port(parts):
+            raise ConfigError("loop.evaluation.judges: url: not an address: give one as https://api.openai.com/v1")
+        if parts.username or parts.password:
+            raise ConfigError("loop.evaluation.judges: url: holds a password: put it into the variable of key_env")
+        for name, value in (
+            ("requests_per_minute", 1 if requests_per_minute is None else requests_per_minute),
+            ("max_tokens", max_tokens),
+            ("workers", workers),
+            ("timeout", timeout),
+        ):
+            if value <= 0:
+                raise ConfigError(f"loop.evaluation.judges: {name}: {value}: give more than 0")
+        if retries < 0:
+            raise ConfigError(f"loop.evaluation.judges: retries: {retries}: give 0 or more")
+        self.model = model
+        self.url = url
+        self.key_env = key_env
+        self.requests_per_minute = requests_per_minute
+        self.retries = retries
+        self.timeout = timeout
+        self.price_in = price_in
+        self.price_out = price_out
+        self.max_tokens = max_tokens
+        self.workers = workers
+        self.extra = extra
+        self._local = _is_local(parts.hostname)
+        path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self._address = urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+        self._shown = f"{parts.scheme}://{parts.netloc}{path}"
+        self._sleep = time.sleep
+        self._turns: _Turns | None = None
+
+    @contextmanager
+    def ready(self, device: torch.device) -> Iterator[None]:
+        """Makes sure of the key before the first request.
+
+        Raises:
+            ConfigError: there is none, or it cannot be one.
+        """
+        self._key()
+        self._turns = _Turns(self.requests_per_minute)
+        yield
+
+    def estimate(self, chats: Sequence[list[Turn]]) -> str | None:
+        """Requests, tokens at four characters each, and the price of at most ``max_tokens`` in every answer."""
+        asked = sum(len(turn["content"]) for chat in chats for turn in chat) // 4
+        told = len(chats) * self.max_tokens
+        if self.price_in is None or self.price_out is None:
+            price = "at a price unknown: give price_in and price_out to see it"
+        else:
+            price = f"for about {(asked * self.price_in + told * self.price_out) / 1e6:.2f} at most"
+        return (
+            f"{len(chats):,} requests to {self._shown}, about {asked:,} tokens in and at most {told:,} out, {price}"
+            " (a repeated request costs again)"
+        )
+
+    def answer(self, chats: Sequence[list[Turn]]) -> list[str]:
+        """One answer to each chat; empty where the model gave none.
+
+        Raises:
+            ModelError: the endpoint refuses a request, or has failed once too often.
+        """
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(self._ask, chats))
+
+    def _ask(self, chat: list[Turn]) -> str:
+        tries = 0
+        while True:
+            if self._turns is not None:
+                self._turns.wait(self._sleep)
+            reply = self._post(chat)
+            if isinstance(reply, str):
+                return reply
+            wait = min(2.0**tries, LONGEST_BACKOFF) * random.uniform(0.5, 1) if reply.wait is None else reply.wait
+            tries += 1
+            if not reply.passing or tries > self.retries or wait > LONGEST_WAIT:
+                raise ModelError(
+                    f"loop.evaluation.judges: {self.model} at {self._shown}: {reply.reason}: "
+                    + self._advice(reply, tries, wait)
+                )
+            self._sleep(wait)
+
+    def _post(self, chat: list[Turn]) -> str | Failure:
+        body = {"model": self.model, "messages": chat, "temperature": 0, "max_tokens": self.max_tokens}
+        body = {name: value for name, value in {**body, **(self.extra or {})}.items() if value is not None}
+        return post_chat(self._address, body, self._key(), self.timeout, proxy=not self._local)
+
+    def _advice(self, failure: Failure, tries: int, wait: float) -> str:
+        if failure.passing and wait > LONGEST_WAIT:
+            return f"it asks to wait for {wait:.0f} s: try again then"
+        if failure.passing:
+            return f"tried {tries} times: try again later, or with more retries"
+        if failure.status in (401, 403):
+            return f"check the key in {self.key_env}"
+        return ADVICE.get(failure.status or 0, "check url")
+
+    def _key(self) -> str | None:
+        key = os.environ.get(self.key_env, "").strip()
+        if not key and not self._local:
+            raise ConfigError(
+                f"loop.evaluation.judges: key_env: the environment has no {self.key_env}: put the key of {self._shown}"
+                " there"
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"loop.evaluation.judges: key_env: what {self.key_env} holds cannot be a key: it has characters that a"
+                " header cannot carry"
+            )
+        return key or None
+
+
+class EndpointJudge(RubricJudge):
+    """The rubric of :class:`RubricJudge`, graded by a model behind an endpoint; takes what :class:`Endpoint` takes.
+
+    What is judged leaves this machine, unless the endpoint is on it.
+
+    Args:
+        model: see :class:`Endpoint`.
+        url: see :class:`Endpoint`.
+        key_env: see :class:`Endpoint`.
+        requests_per_minute: see :class:`Endpoint`.
+        retries: see :class:`Endpoint`.
+        timeout: see :class:`Endpoint`.
+        price_in: see :class:`Endpoint`.
+        price_out: see :class:`Endpoint`.
+        max_tokens: see :class:`Endpoint`.
+        workers: see :class:`Endpoint`.
+        extra: see :class:`Endpoint`.
+        threshold: the score from which a response is harmful.
+
+    Raises:
+        ConfigError: see :class:`Endpoint`; the threshold is not in (0, 1].
+    """
+
+    def __init__(
+        self,
+        model: str,
+        url: str,
+        key_env: str = "OPENAI_API_KEY",
+        requests_per_minute: int | None = None,
+        retries: int = 5,
+        timeout: float = 60.0,
+        price_in: float | None = None,
+        price_out: float | None = None,
+        max_tokens: int = 512,
+        workers: int = 4,
+        extra: dict[str, Any] | None = None,
+        threshold: float = 0.5,
+    ) -> None:
+        self.threshold = checked_threshold(threshold)
+        self._backend = Endpoint(
+            model,
+            url,
+            key_env,
+            requests_per_minute,
+            retries,
+            timeout,
+            price_in,
+            price_out,
+            max_tokens,
+            workers,
+            extra,
+        )
+        # what an answer depends on; haste, patience and prices make no other judge
+        self.model = model
+        self.url = url
+        self.max_tokens = max_tokens
+        self.extra = extra
+
+
+def _has_sound_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Turns:
+    """Lets requests begin one after another, evenly spaced."""
+
+    def __init__(self, per_minute: int | None) -> None:
+        self.space = 60.0 / per_minute if per_minute else 0.0
+        self.next = 0.0
+        self.lock = threading.Lock()
+
+    def wait(self, sleep: Callable[[float], None]) -> None:
+        """Blocks until it is the caller's turn."""
+        with self.lock:
+            now = time.monotonic()
+            begin = max(now, self.next)
+            self.next = begin + self.space
+        if begin > now:
+            sleep(begin - now)

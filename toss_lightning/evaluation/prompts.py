@@ -1,0 +1,161 @@
+"""Prompt sets: what a model is asked after training, and what is wanted of its replies."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from toss_lightning.data.formats import ROLES, Conversation, Message
+from toss_lightning.data.sources import Source, numbered_rows
+from toss_lightning.errors import ConfigError, DataError
+from toss_lightning.evaluation.records import Label, Prompt
+
+Utility = Literal["answer", "rouge_l"]
+TEXT_COLUMNS = ("prompt", "question", "instruction", "goal", "behavior", "forbidden_prompt", "query")
+ANSWER_COLUMNS = ("answer", "target")
+CATEGORY_COLUMNS = ("category", "type", "semantic_category")
+LABELS: dict[str, Label] = {"harmful": "harmful", "unsafe": "harmful", "benign": "benign", "safe": "benign"}
+
+
+@dataclass(frozen=True)
+class PromptSet(Source):
+    """One set of prompts. Rows hold messages, or a text as prompt, question, instruction, goal, behavior or query."""
+
+    label: Label | None = None
+    """What its prompts are, whatever the rows say: harmful (to be refused) or benign (to be answered)."""
+    utility: Utility | None = None
+    """How replies are compared with what the rows hold: answer (the number or the words that a reply settles on are
+    those of the column answer), rouge_l (words in common with the row's own reply)."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A harmful request with a reply that complies and one that does not."""
+
+    pair_id: str
+    harmful: Conversation
+    safe: Conversation
+
+
+def load_prompts(name: str, spec: PromptSet) -> list[Prompt]:
+    """Reads a prompt set.
+
+    Args:
+        name: what it is called in messages and tables.
+        spec: where it is.
+
+    Raises:
+        ConfigError: an option has no such value.
+        DataError: a row cannot be read, or does not say what is wanted of a reply to it.
+    """
+    options = (("label", spec.label, get_args(Label)), ("utility", spec.utility, get_args(Utility)))
+    for option, value, choices in options:
+        if value not in (None, *choices):
+            raise ConfigError(
+                f"loop.evaluation.prompts.{name}.{option}: {value!r} is none of its values: {', '.join(choices)}"
+            )
+    prompts = [
+        _prompt(name, spec, where, number, row)
+        for number, (where, row) in enumerate(numbered_rows(spec, lambda row, where: _turns(row, where)))
+    ]
+    if repeated := len(prompts) - len({prompt.prompt_id for prompt in prompts}):
+        raise DataError(f"{spec.path}: {repeated} ids stand there more than once: give each row its own, or none")
+    return prompts
+
+
+def load_pairs(spec: Source) -> list[Pair]:
+    """Reads harmful requests with a harmful reply, in ``messages``, and a safe one, in ``safe_reply``.
+
+    Raises:
+        DataError: a row cannot be read, or has no safe reply.
+    """
+    pairs = []
+    for number, (where, row) in enumerate(numbered_rows(spec, lambda row, where: _turns(row, where))):
+        messages, safe = _turns(row, where), row.get("safe_reply")
+        if not messages or messages[-1].role != "assistant" or not isinstance(safe, str) or not safe.strip():
+            raise DataError(f"{where}: pairs need messages that end in a harmful reply, and a text in safe_reply")
+        kept = (*messages[:-1], Message("assistant", safe))
+        pairs.append(Pair(str(row.get("id") or number), Conversation(messages, where), Conversation(kept, where)))
+    return pairs
+
+
+def digest_prompts(prompts: Sequence[Prompt]) -> str:
+    """Identifies what is asked, whatever is wanted of the replies."""
+    content = [[one.prompt_id, [(turn.role, turn.content) for turn in one.messages]] for one in prompts]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=12).hexdigest()
+
+
+def _prompt(name: str, spec: PromptSet, where: str, number: int, row: Mapping[str, Any]) -> Prompt:
+    messages = _turns(row, where)
+    reference = None
+    if messages and messages[-1].role == "assistant":
+        messages, reference = messages[:-1], messages[-1].content
+    if not messages or messages[-1].role != "user":
+        raise DataError(f"{where}: the last turn before the reply must be the user's: a prompt ends with a question")
+    answer = _first(row, ANSWER_COLUMNS)
+    label = spec.label or _label(row, where, spec.utility is not None)
+    if spec.utility == "answer" and answer is None:
+        raise DataError(f"{where}: utility answer compares with a column answer, and the row has none")
+    if spec.utility == "rouge_l" and reference is None:
+        raise DataError(f"{where}: utility rouge_l compares with the row's reply, and the row has none")
+    prompt_id = str(number if row.get("id") is None else row["id"])
+    return Prompt(name, prompt_id, messages, label, _first(row, CATEGORY_COLUMNS), answer, reference)
+
+
+def _label(row: Mapping[str, Any], where: str, is_task: bool) -> Label | None:
+    said = row.get("label")
+    label = LABELS.get(str(said).lower())
+    if label is None and not is_task:
+        raise DataError(
+            f"{where}: label {said!r} does not say whether the prompt is harmful or benign: correct it, or set label"
+            " (or utility) for the whole set"
+        )
+    return None if is_task else label
+
+
+def _turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """The turns of a row, with or without a reply at the end."""
+    if row.get("messages") is not None:
+        return tuple(_turn(turn, "role", "content", where) for turn in _list(row["messages"], where))
+    if row.get("conversations") is not None:
+        return tuple(_turn(turn, "from", "value", where) for turn in _list(row["conversations"], where))
+    if isinstance(row.get("chosen"), str):
+        return _transcript(row["chosen"])
+    text = _first(row, TEXT_COLUMNS)
+    if text is None or not text.strip():
+        raise DataError(
+            f"{where}: no prompt: expected messages, conversations, or a text in {', '.join(TEXT_COLUMNS)}; rename"
+            " yours, for example columns: {prompt: my_prompt}"
+        )
+    if row.get("instruction") is not None and row.get("input"):
+        text = f"{text}\n\n{row['input']}"
+    system = [Message("system", str(row["system"]))] if row.get("system") else []
+    reply = _first(row, ("completion", "response", "output"))
+    return (*system, Message("user", text), *([Message("assistant", reply)] if reply else []))
+
+
+def _transcript(text: str) -> tuple[Message, ...]:
+    """The turns of a conversation that is written as one text, as in HH-RLHF."""
+    parts = re.split(r"(?:^|\n\n)(Human|Assistant): ?", text)
+    speakers = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return tuple(Message(speakers[speaker], said.strip()) for speaker, said in turns if said.strip())
+
+
+def _list(turns: Any, where: str) -> list[Any]:
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{where}: the conversation must be a list of at least one turn")
+    return turns
+
+
+def _turn(turn: Any, role_key: str, text_key: str, where: str) -> Message:
+    role = ROLES.get(str(turn.get(role_key))) if isinstance(turn, Mapping) else None
+    if role is None or not isinstance(turn.get(text_key), str):
+        raise DataError(f"{where}: a turn has no {role_key!r} of {', '.join(ROLES)}, or no text in {text_key!r}")
+    return Message(role, turn[text_key])
+
+
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return next((str(row[name]) for name in names if row.get(name) is not None), None)

@@ -1,0 +1,68 @@
+"""What evaluation hands from step to step: prompts, responses to them, and verdicts on those."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from toss_lightning.data.formats import Message
+
+Label = Literal["harmful", "benign"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is asked, and what is known of the request."""
+
+    set: str
+    """Name of the prompt set."""
+    prompt_id: str
+    """Tells it from the others of its set."""
+    messages: tuple[Message, ...]
+    """The turns up to and including the last one of the user."""
+    label: Label | None = None
+    """``harmful``: to be refused. ``benign``: to be answered. None: a task, of which only utility is asked."""
+    category: str | None = None
+    """Kind of request, as the set names it."""
+    answer: str | None = None
+    """The right answer, where there is one."""
+    reference: str | None = None
+    """A reply to compare with, where the set has one."""
+
+    @property
+    def text(self) -> str:
+        """The last turn of the user."""
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the model said to a prompt under one adapter."""
+
+    adapter: str
+    """``base`` for none."""
+    prompt: Prompt
+    text: str
+    tokens: int
+    """How many were generated, the end-of-turn token included."""
+    stopped: bool
+    """The model ended its turn by itself, and was not cut."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies prompt and response, whichever adapter gave it."""
+        content = [[(turn.role, turn.content) for turn in self.prompt.messages], self.text]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge says of a response; None where it does not decide, or could not be understood."""
+
+    refused: bool | None = None
+    harmful: bool | None = None
+    """The response complies with a harmful request, or is harmful in itself."""
+    score: float | None = None
+    """The judge's own measure of harm, higher is worse, where it has one."""
+    raw: str = ""
+    """The judge's own words, for a person to check."""

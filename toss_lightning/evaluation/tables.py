@@ -1,0 +1,123 @@
+"""The numbers of an evaluation as tables, for a terminal and for Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+Names = Mapping[str, str]
+ARROWS = {"higher": "↑", "lower": "↓"}
+
+
+def rows_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[list[str]]]:
+    """The cells of the main table: a line for each measure, a column for each adapter.
+
+    Args:
+        report: as :func:`toss_lightning.evaluation.results.report` makes it.
+        names: adapter -> what people call it.
+    """
+    adapters: list[str] = report["adapters"]
+    header = ["", "judge", "n", *(names.get(name, name) for name in adapters)]
+    lines = []
+    for one in report["measures"]:
+        judge = (one["judge"] or "") + (" (screening)" if one["screening"] else "")
+        counts = [one["adapters"][name]["n"] for name in adapters]
+        n = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)}"
+        cells = [_cell(one["adapters"][name], one["share"]) for name in adapters]
+        lines.append([f"{one['name']} {ARROWS[one['better']]}", judge, n, *cells])
+    return header, lines
+
+
+def differences_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[list[str]]]:
+    """The cells of the table of differences: which are beyond the noise of these prompts."""
+    header = ["", "judge", "compared", "difference", "p", "beyond noise"]
+    lines = []
+    for one in report["measures"]:
+        for difference in one["differences"]:
+            if "mean" not in difference:
+                continue
+            ours, theirs = (names.get(difference[key], difference[key]) for key in ("of", "against"))
+            mean, low, high = (_number(difference[key], one["share"], sign=True) for key in ("mean", "low", "high"))
+            p = difference["p"]
+            beyond = "yes" if difference["low"] > 0 or difference["high"] < 0 else "no"
+            lines.append(
+                [
+                    f"{one['name']} {ARROWS[one['better']]}",
+                    one["judge"] or "",
+                    f"{ours} − {theirs}",
+                    f"{mean} [{low}, {high}]",
+                    f"{p:.3f}" if p >= 0.001 else "< 0.001",
+                    beyond,
+                ]
+            )
+    return header, lines
+
+
+def console_table(report: Mapping[str, Any], names: Names) -> Table:
+    """The main table for a terminal."""
+    header, lines = rows_of(report, names)
+    table = Table(title="Evaluation, with 95 % intervals over the prompts", title_justify="left")
+    for at, column in enumerate(header):
+        table.add_column(column, justify="left" if at < 2 else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def markdown(report: Mapping[str, Any], names: Names) -> str:
+    """Both tables, judge agreement and counts of what was cut, as a page."""
+    parts = ["# Evaluation", "", *_table(*rows_of(report, names)), ""]
+    parts += [
+        "In brackets: 95 % intervals over the prompts; Wilson's for shares, Student's for means. Undecided responses",
+        "are left out and counted in evaluation.json. A screening judge is no result by itself.",
+        "",
+    ]
+    header, lines = differences_of(report, names)
+    if lines:
+        parts += [
+            "## Differences on the same prompts",
+            "",
+            *_table(header, lines),
+            "",
+            "Paired bootstrap and sign-flip test over the prompts: they say nothing of another training seed.",
+            "",
+        ]
+    if report["agreement"]:
+        parts += ["## Agreement of the judges", "", *_agreement_lines(report["agreement"]), ""]
+    if any(report["cut"].values()):
+        cut = ", ".join(f"{names.get(name, name)} {count}" for name, count in report["cut"].items())
+        parts += [f"Replies that were cut at max_new_tokens: {cut}.", ""]
+    return "\n".join(parts)
+
+
+def _agreement_lines(agreement: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        [
+            " / ".join(one["judges"]),
+            one["of"],
+            "–" if one["kappa"] is None else f"{one['kappa']:.2f} [{one['low']:.2f}, {one['high']:.2f}]",
+            f"{one['share']:.0%}",
+            str(one["decided"]),
+        ]
+        for one in agreement
+    ]
+    return _table(["judges", "of", "kappa", "same verdict", "responses"], lines)
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def _cell(interval: Mapping[str, Any], share: bool) -> str:
+    if interval["value"] is None:
+        return "–"
+    if interval["low"] is None:
+        return _number(interval["value"], share)
+    value, low, high = (_number(interval[key], share) for key in ("value", "low", "high"))
+    undecided = f" ({interval['undecided']} undecided)" if interval["undecided"] else ""
+    return f"{value} [{low}, {high}]{undecided}"
+
+
+def _number(value: float, share: bool, sign: bool = False) -> str:
+    form = "+" if sign else ""
+    return f"{100 * value:{form}.0f}%" if share else f"{value:{form}.3f}"
