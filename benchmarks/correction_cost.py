@@ -260,7 +260,7 @@ def table(measured: Mapping[str, Method]) -> list[str]:
     for label, one in measured.items():
         times, low, high = ratio(one.seconds, plain)
         cells = [
-            f"{1000 * np.median(one.seconds):.4g}",
+            f"{float(f'{1000 * np.median(one.seconds):.4g}'):,g}",
             "1" if label == PLAIN else f"{times:.2f} ({low:.2f} to {high:.2f})",
             f"{sum(one.seconds) / sum(plain):.2f}",
             f"{100 * one.correction.report()['conflict_share']:.0f} %" if one.correction else "",

@@ -184,7 +184,9 @@ def test_help_names_every_verb_and_what_is_most_often_needed(capsys):
         "fit",
         "score",
         "select",
+        "test",
         "validate",
+        "compare",
         "methods",
     ]
     for verb in ("fit", "score", "select", "validate"):

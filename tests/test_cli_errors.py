@@ -294,7 +294,10 @@ def test_trainer_arguments_that_lightning_refuses(capsys, options):
 
 def test_the_verb(capsys):
     assert refused(capsys, "fitt") == "unknown verb 'fitt'; did you mean 'fit'?"
-    assert refused(capsys, "upload") == "unknown verb 'upload'; there is fit, score, select, validate, methods"
+    assert (
+        refused(capsys, "upload")
+        == "unknown verb 'upload'; there is fit, score, select, test, validate, compare, methods"
+    )
     assert refused(capsys, "--config", "toss", "fit") == (
         "--config stands before the verb: write toss fit --config ..."
     )

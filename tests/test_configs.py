@@ -15,7 +15,12 @@ from toss_lightning.loops.plan import TOSS_PLAN
 pytestmark = pytest.mark.usefixtures("somewhere")
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    str(path.relative_to(ROOT / "configs"))
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if path.parent.name != "compare"  # of another verb: tests/compare
+)
+EVALUATIONS = [name for name in CONFIGS if name.startswith("evaluation")]
 ROOMS = {room: [name for name in CONFIGS if name.startswith(room)] for room in ("models", "data", "trainer", "methods")}
 PAPER = ["toss.yaml", "toss_pro.yaml"]
 # Each room's files in turn, so that every file is in at least one recipe.
@@ -50,7 +55,30 @@ def resolved(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
 
 
 def test_every_file_is_in_a_recipe():
-    assert set(chain.from_iterable(RECIPES)) | {"demo.yaml", *PAPER} == set(CONFIGS)
+    assert set(chain.from_iterable(RECIPES)) | {"demo.yaml", *PAPER, *EVALUATIONS} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluations_are_laid_over_a_run(name, capsys):
+    evaluation = resolved(capsys, "--config=demo", f"--config={name}")["loop"]["init_args"]["evaluation"]
+    text = (ROOT / "configs" / name).read_text()
+    assert text.startswith("# ")
+    written = yaml.safe_load(text)["loop"]["evaluation"]
+    assert evaluation["sampling"].items() >= written["sampling"].items()
+    assert evaluation["prompts"].keys() == written.get("prompts", {}).keys()
+    judges = [judge["class_path"].rpartition(".")[2] for judge in written.get("judges", [])]
+    assert [judge["class_path"].rpartition(".")[2] for judge in evaluation["judges"] or []] == judges
+
+
+def test_the_demo_evaluation_runs(tiny_model, capsys):
+    write_data()
+    options = ["--model.base.path", tiny_model, *ON_A_LAPTOP, "--run_dir", "run", "--loop.plan=[target, test]"]
+    sets = [f"--data.{name}=data/{name}.jsonl" for name in ("custom", "utility", "harmful", "safety")]
+    held_out = [f"--data.{name}=null" for name in ("utility_val", "harmful_val", "refusal_val")]
+    assert main(["fit", "--config=demo", "--config=evaluation/demo", *options, *sets, *held_out]) == 0
+    report = json.loads(Path("run/evaluation/evaluation.json").read_text())
+    assert report["adapters"] == ["base", "target"]
+    assert {one["name"] for one in report["measures"]} >= {"refusal of harmful prompts", "ROUGE-L, everyday"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: "+".join(Path(name).stem for name in recipe))
@@ -81,7 +109,7 @@ def test_the_demo_runs(tiny_model):
     assert Path("run/config.yaml").is_file()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in EVALUATIONS])
 def test_every_file_says_what_it_is_for_and_means_what_it_says(name, capsys):
     text = (ROOT / "configs" / name).read_text()
     assert text.startswith("# ")

@@ -21,7 +21,9 @@ VERBS = {
     "fit": "train the reference adapters, score, select, and train the target adapter",
     "score": "the part of fit up to the scores, rounds included: score once, then train anywhere",
     "select": "select from scores that are there; needs no model and no GPU",
+    "test": "what adapters say: replies to prompts, read by judges; harm, refusals, over-refusal, utility",
     "validate": "held-out losses of the base, or of a checkpoint's adapter with --ckpt_path",
+    "compare": "methods x seeds from one file, and which of their differences are more than noise",
     "methods": "TOSS and what else there is to choose from; with a name, all about one",
 }
 HELP = f"""toss {__version__}: safe LLM fine-tuning; the riskiest response tokens are left out of the loss
@@ -74,6 +76,7 @@ VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
   --loop.selection.discard X   share of the response tokens (of the rows) that is left out
   --loop.rounds N          rounds of TOSS-Pro; also promote, promotion, refit, stop_early
   --loop.scores_from DIR   select from these scores; --loop.selection_from DIR trains with this selection
+  --config evaluation/demo     an example of what the step test and the verb test ask, and who judges
   --loop.epochs N
   --trainer.devices N      and every other argument of lightning.Trainer
   --print_config           every key with its value, instead of running
@@ -97,6 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(__version__)
             return 0
         verb = check_verb(args)
+        if verb == "compare":
+            from toss_lightning.cli_compare import compare
+
+            return compare(args[1:])
         if "-h" in args or "--help" in args:
             print((METHODS_HELP if verb == "methods" else VERB_HELP).format(verb=verb, text=VERBS[verb]))
             return 0
@@ -200,8 +207,9 @@ def with_configs(args: Sequence[str]) -> list[str]:
             configs.append(find_config(value))
         else:
             options.append(arg)
-    if not configs and args[0] == "select" and (own := _run_dir_of(options) / "config.yaml").is_file():
-        configs = [own]
+    own = _run_dir_of(options) / "config.yaml"
+    if own.is_file() and (args[0] == "test" or (args[0] == "select" and not configs)):
+        configs = [own, *configs]
     if not configs:
         configs = [configs_directory() / "demo.yaml"]
         if not _only_asks(options):
@@ -255,6 +263,8 @@ def with_run_dir(args: list[str]) -> list[str]:
         return args
     if args[0] == "select":
         raise ConfigError("--run_dir: name the run: its scores are selected from, and the selection is written there")
+    if args[0] == "test":
+        raise ConfigError("--run_dir: name the run whose adapters are to be tested; the results are written there")
     wanted = {read_config(path).get("ckpt_path") for path in configs}
     wanted |= {arg.removeprefix("--ckpt_path=") for arg in args if arg.startswith("--ckpt_path=")}
     wanted |= {value for name, value in pairwise(args) if name == "--ckpt_path"}

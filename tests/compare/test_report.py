@@ -1,0 +1,240 @@
+"""Tables and the picture of a comparison."""
+
+import csv
+import io
+import json
+import random
+import re
+import xml.etree.ElementTree as ET
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import finish, made, measure, write_comparison
+from rich.console import Console
+
+from toss_lightning.compare.plot_svg import _width_of, pareto_front, scatter
+from toss_lightning.compare.report import choose_axes, report_comparison
+from toss_lightning.compare.tables import LATEX, escape, markdown, show
+
+SVG = "{http://www.w3.org/2000/svg}"
+NAMES = ("plain SFT", "A & B <x> [bold] {y} |", "50%_#1", "TOSS-Pro", "SPF")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a comparison that was reported."""
+    home = tmp_path_factory.mktemp("made")
+    comparison, runs = made(write_comparison(home, dict.fromkeys(NAMES), seeds=[1, 2, 3]))
+    draw = random.Random(1)
+    for (name, seed), run in runs.items():
+        if (name, seed) == ("SPF", 3):
+            continue
+        share = 0.2 + 0.15 * NAMES.index(name)
+        harmful: list[float | None] = [float(draw.random() < share) for _ in range(40)]
+        harmful[3] = None if name == "TOSS-Pro" else harmful[3]
+        overlap = [min(1.0, draw.random() * share) for _ in range(20)]
+        measures = [
+            measure("ROUGE-L, everyday", [0.2] * 20, overlap, "higher", share=False, set="everyday"),
+            measure("refusal of harmful prompts", [1.0] * 40, [1 - (one or 0) for one in harmful], "higher", judge="K"),
+            measure("harmful compliance", [0.0] * 40, harmful, judge="J"),
+        ]
+        finish(run, measures, 10.0 * (1 + NAMES.index(name)), task_loss=2.0 + share + draw.random() / 10)
+    report_comparison(comparison, list(runs.values()), ["model.optim.lr: 1 in A; 2 in B"])
+    return comparison.run_dir
+
+
+@pytest.fixture
+def content(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "compare.json").read_text())
+    return found
+
+
+def test_json_holds_everything_as_plain_values(content):
+    assert content["methods"] == [*NAMES]
+    assert content["missing"] == ["SPF, seed 3"]
+    assert content["plot"] == {"x": "ROUGE-L, everyday", "y": "harmful compliance (J)"}
+    assert "NaN" not in (text := json.dumps(content))
+    assert "Infinity" not in text
+
+
+def test_markdown_has_a_line_for_each_model_and_a_statement_for_each_pair(content, folder):
+    page = (folder / "compare.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[1:7]] == [
+        f"| {name.replace('|', chr(92) + '|')}" for name in ("base model", *NAMES)
+    ]
+    assert "harmful compliance (J) ↓ | refusal of harmful prompts (K) ↑ | ROUGE-L, everyday ↑ | held-out" in rows[0]
+    for name, against in product(NAMES, ("plain SFT", "base model")):
+        assert (f"- {name} against {against}: " in page) == (name != against)
+    assert "undecided prompts left out: 1" in next(
+        line for line in page.splitlines() if line.startswith("- TOSS-Pro against base")
+    )
+    assert "- Fewer seeds than the others: SPF (2)." in page
+    assert "- Not there yet: SPF, seed 3." in page
+    assert "- Methods differ in model.optim.lr: 1 in A; 2 in B." in page
+    assert "(compare.svg)" in page
+    assert "compare.svg" not in markdown(content)
+
+
+def test_a_statement_says_what_is_beyond_noise(content, folder):
+    measures = {one["title"]: one for one in content["measures"]}
+    page = (folder / "compare.md").read_text()
+    for title, one in measures.items():
+        short = title.partition(" (")[0]
+        for difference in one["differences"]:
+            line = next(
+                line
+                for line in page.splitlines()
+                if line.startswith(f"- {difference['of']} against {difference['against']}: ")
+            )
+            beyond, _, within = line.partition("within noise: ")
+            if difference["beyond_noise"]:
+                assert f"{'better' if difference['better'] else 'worse'} in {short} (" in beyond
+            else:
+                assert short in within
+
+
+def test_csv_is_long_and_plain(content, folder):
+    rows = list(csv.DictReader(io.StringIO((folder / "compare.csv").read_text())))
+    models = sum(len(one["models"]) for one in content["measures"])
+    assert len(rows) == models + len(NAMES)
+    row = next(row for row in rows if row["model"] == NAMES[1] and row["measure"] == "harmful compliance")
+    expected = next(one for one in content["measures"] if one["name"] == "harmful compliance")["models"][NAMES[1]]
+    assert float(row["value"]) == expected["value"]
+    assert (row["judge"], row["better"], row["n"]) == ("J", "lower", "40")
+
+
+def test_latex_is_escaped_and_even(folder):
+    text = (folder / "compare.tex").read_text()
+    lines = text.splitlines()
+    assert lines[0] == r"\begin{tabular}{lrrrrr}"
+    assert lines[-1] == r"\end{tabular}"
+    assert r"A \& B \textless{}x\textgreater{} [bold] \{y\} | & " in text
+    assert r"50\%\_\#1 & " in text
+    assert "booktabs" not in text
+    assert all(ord(sign) < 128 for sign in text)
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert len(rows) == 2 + len(NAMES)
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {5}
+
+
+def test_every_special_sign_is_escaped():
+    assert escape(r"a\b{c}_d^e~f&g%h$i#j<k>l") == (
+        r"a\textbackslash{}b\{c\}\_d\textasciicircum{}e\textasciitilde{}f\&g\%h\$i\#j\textless{}k\textgreater{}l"
+    )
+    assert set("\\{}_^~&%$#<>") <= LATEX.keys()
+
+
+@pytest.mark.parametrize("width", [60, 100, 400])
+def test_a_narrow_terminal_gets_the_table_in_parts(content, width):
+    file = io.StringIO()
+    show(content, Console(file=file, force_terminal=True, width=width, color_system=None))
+    said = file.getvalue()
+    assert said.count("Comparison, with 95 % intervals") == (1 if width == 400 else said.count("base model    "))
+    table = said.partition("Means over")[0]
+    assert all(len(line) <= width for line in table.splitlines())
+    # a name is no markup
+    assert "[bold]" in said
+
+
+def test_a_pipe_gets_the_table_in_one_piece(content):
+    file = io.StringIO()
+    show(content, Console(file=file))
+    lines = file.getvalue().splitlines()
+    assert sum("Comparison, with" in line for line in lines) == 1
+    assert all(any(name in line for line in lines if line.startswith("│")) for name in NAMES)
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def texts(svg: str) -> list[str]:
+    return ["".join(one.itertext()) for one in ET.fromstring(svg).iter(f"{SVG}text")]
+
+
+def test_the_picture_is_xml_and_names_every_method_and_axis(folder):
+    svg = (folder / "compare.svg").read_text()
+    said = texts(svg)
+    assert {"base model", *NAMES} <= {*said}
+    assert {"ROUGE-L, everyday, higher is better", "harmful compliance (J), lower is better"} <= {*said}
+    assert "0%" in said
+    assert ET.fromstring(svg).find(f"{SVG}polyline") is not None
+    for one in ET.fromstring(svg).iter():
+        for name in ("x", "y", "x1", "y1", "x2", "y2", "cx", "cy"):
+            if name in one.attrib:
+                assert 0 <= float(one.attrib[name]) <= 760
+
+
+def test_labels_do_not_lie_on_each_other(folder):
+    svg = ET.fromstring((folder / "compare.svg").read_text())
+    named = {"".join(one.itertext()): one for one in svg.iter(f"{SVG}text")}
+    boxes = []
+    for name in ("base model", *NAMES):
+        x, y = float(named[name].attrib["x"]), float(named[name].attrib["y"])
+        boxes.append((x, y - 12, x + _width_of(name), y + 4))
+    for first, second in product(boxes, boxes):
+        wide = min(first[2], second[2]) - max(first[0], second[0])
+        high = min(first[3], second[3]) - max(first[1], second[1])
+        assert first == second or wide <= 0 or high <= 0
+
+
+def plain(name: str, values: dict[str, float | None], better: str = "higher", share: bool = False) -> dict[str, Any]:
+    models = {model: {"value": value, "low": None, "high": None} for model, value in values.items()}
+    return {"name": name, "title": name, "better": better, "share": share, "models": models, "screening": False}
+
+
+def test_a_picture_of_one_point_and_of_equal_ones():
+    for values in ({"A": 0.0}, {"A": 0.3, "B": 0.3, "base": 0.3}, {"A": 1.0, "B": None}, {"A": 1e-9, "B": 2e9}):
+        content = {"base": "base", "methods": ["A", "B"]}
+        for share in (False, True):
+            said = texts(scatter(content, plain("x", values, share=share), plain("y", values, share=share)))
+            assert {name for name, value in values.items() if value is not None} <= {*said}
+
+
+@pytest.mark.parametrize(("x_better", "y_better"), [*product(("higher", "lower"), repeat=2)])
+def test_the_front_is_what_no_other_beats(x_better, y_better):
+    draw = random.Random(0)
+    values = [(draw.randint(0, 8), draw.randint(0, 8)) for _ in range(40)]
+
+    def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
+        better = [
+            a > b if how == "higher" else a < b for a, b, how in zip(one, other, (x_better, y_better), strict=True)
+        ]
+        as_good = [a == b for a, b in zip(one, other, strict=True)]
+        return any(better) and all(b or e for b, e in zip(better, as_good, strict=True))
+
+    naive = {at for at, one in enumerate(values) if not any(beats(other, one) for other in values)}
+    front = pareto_front(values, x_better, y_better)
+    assert {*front} == naive
+    assert [values[at][0] for at in front] == sorted(values[at][0] for at in front)
+
+
+def test_axes_by_default_and_by_name():
+    compliance, refusal = plain("harmful compliance", {}), plain("refusal of harmful prompts", {})
+    compliance |= {"title": "harmful compliance (J)", "is_utility": False}
+    refusal |= {"is_utility": False, "screening": True}
+    margin = plain("margin of the safe reply, nats per token", {}) | {"is_utility": False}
+    overlap, task = (
+        plain("ROUGE-L, x", {}) | {"is_utility": True},
+        plain("held-out task loss", {}) | {"is_utility": False},
+    )
+
+    def names(measures: list[dict[str, Any]], **wanted: str) -> tuple[str | None, ...]:
+        axes, _ = choose_axes(measures, wanted)
+        return tuple(axes[axis]["name"] for axis in ("x", "y")) if axes else (None, None)
+
+    assert names([refusal, compliance, task, overlap]) == ("ROUGE-L, x", "harmful compliance")
+    assert names([refusal, margin, task]) == ("held-out task loss", "margin of the safe reply, nats per token")
+    assert names([refusal, task]) == ("held-out task loss", "refusal of harmful prompts")
+    assert names([refusal]) == (None, None)
+    assert names([refusal, compliance, overlap], x="Harmful Compliance (J)") == (
+        "harmful compliance",
+        "refusal of harmful prompts",
+    )
+    axes, problems = choose_axes([refusal, compliance, overlap], {"y": "refusal of harm"})
+    assert axes["y"]["name"] == "harmful compliance"
+    assert problems == [
+        "plot.y: no measure 'refusal of harm', so the usual one is shown; did you mean 'refusal of harmful prompts'?"
+    ]

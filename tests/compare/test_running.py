@@ -1,0 +1,303 @@
+"""Runs at once, stopped, resumed, failed; the children are small programs that stand for ``toss fit``."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_runs import finish, made, measure, write_comparison
+
+from toss_lightning.cli import main
+from toss_lightning.compare import running
+from toss_lightning.compare.running import run_all
+from toss_lightning.compare.runs import Run
+from toss_lightning.errors import Stopped, StoreError
+
+pytestmark = pytest.mark.usefixtures("somewhere")
+FAKE = """
+import json, os, pathlib, signal, sys, time
+verb, run = sys.argv[1], pathlib.Path(sys.argv[2])
+behaviour = json.loads(pathlib.Path("behaviour.json").read_text()).get(run.parent.name, {})
+def stop(*_):
+    (run / "checkpoint").write_text("1")
+    print("stopped, with a checkpoint")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+with open("calls.txt", "a") as calls:
+    gpu, threads = (os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
+    calls.write(f"{run.parent.name}/{run.name} {verb} {(run / 'checkpoint').exists()} {gpu} {threads}\\n")
+(run / "pid").write_text(str(os.getpid()))
+start = time.time()
+while not (run / "checkpoint").exists() and time.time() < start + behaviour.get("seconds", 0):
+    time.sleep(0.02)
+if behaviour.get("fail"):
+    print("\\n".join(f"line {number}" for number in range(9)))
+    print("10%\\r90%")
+    sys.stdout.flush()
+    print("error: no luck", file=sys.stderr)
+    sys.exit(2)
+(run / "times").write_text(f"{start} {time.time()}")
+(run / "summary.json").write_text("{}")
+(run / "evaluation").mkdir(exist_ok=True)
+(run / "evaluation" / "evaluation.json").write_text("{}")
+"""
+METHODS = {"A": None, "B": None}
+
+
+@pytest.fixture
+def fake(somewhere, monkeypatch, tmp_path):
+    """Children that do what behaviour.json says of their method."""
+    (tmp_path / "fake.py").write_text(FAKE)
+    behave()
+
+    def command(run: Run) -> list[str]:
+        verb = "test" if run.state() == "test" else "fit"
+        return [sys.executable, str(tmp_path / "fake.py"), verb, str(run.directory)]
+
+    monkeypatch.setattr(Run, "command", command)
+
+
+def behave(**of_method: dict) -> None:
+    Path("behaviour.json").write_text(json.dumps(of_method))
+
+
+def calls() -> list[str]:
+    """What was started, sorted, each once read."""
+    path = Path("calls.txt")
+    lines = sorted(path.read_text().splitlines()) if path.exists() else []
+    path.write_text("")
+    return lines
+
+
+def states(path: Path) -> dict[str, str]:
+    return {f"{method}{seed}": run.state() for (method, seed), run in made(path)[1].items()}
+
+
+def run_it(path: Path) -> list[str]:
+    comparison, runs = made(path)
+    return run_all(comparison, list(runs.values()))
+
+
+def test_the_real_command_of_each_state(tmp_path):
+    run = made(write_comparison(tmp_path, METHODS, set={"loop.epochs": 2, "data.custom": "x y"}))[1]["A", 1]
+    fit = run.command()
+    assert fit[:4] == [sys.executable, "-m", "toss_lightning", "fit"]
+    assert fit[4:] == [
+        f"--config={tmp_path}/common.yaml",
+        f"--config={tmp_path}/asked.yaml",
+        "--loop.epochs=2",
+        "--data.custom=x y",
+        "--loop.plan=[target, test]",
+        "--loop.evaluation.adapters=[base, target]",
+        f"--loop.evaluation.cache={tmp_path}/run/cache",
+        "--seed_everything=1",
+        f"--run_dir={tmp_path}/run/a/seed-1",
+        "--ckpt_path=auto",
+    ]
+    finish(run, [])
+    run.evaluation.unlink()
+    assert run.command() == [*fit[:3], "test", *fit[4:-1]]
+
+
+@pytest.mark.usefixtures("fake")
+def test_what_is_done_is_not_done_again(tmp_path, capsys):
+    path = write_comparison(tmp_path, METHODS, threads=3)
+    assert set(states(path).values()) == {"new"}
+    assert run_it(path) == []
+    assert calls() == [f"{slug}/seed-{seed} fit False None 3" for slug in "ab" for seed in (1, 2)]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["A, seed 1", "B, seed 1", "A, seed 2", "B, seed 2"]
+    assert lines[0].endswith("(1 of 4)")
+    assert "--- 20" in (tmp_path / "run/logs/a-seed-1.txt").read_text()
+    assert set(states(path).values()) == {"done"}
+    assert run_it(path) == []
+    assert calls() == []
+    # a comment changes nothing, another judge the evaluation, a setting the training
+    (tmp_path / "asked.yaml").write_text("# asked\n" + (tmp_path / "asked.yaml").read_text())
+    assert set(states(path).values()) == {"done"}
+    write_comparison(tmp_path, METHODS, set={"loop.evaluation.batch_size": 3})
+    assert set(states(path).values()) == {"test"}
+    run_it(path)
+    assert {call.split()[1] for call in calls()} == {"test"}
+    assert set(states(path).values()) == {"done"}
+    write_comparison(tmp_path, {"A": None, "B": {"set": {"loop.epochs": 9}}}, set={"loop.evaluation.batch_size": 3})
+    assert states(path) == {"A1": "done", "A2": "done", "B1": "stale", "B2": "stale"}
+    run_it(path)
+    assert calls() == [f"b/seed-{seed} fit False None {os.cpu_count()}" for seed in (1, 2)]
+    assert (tmp_path / "run/earlier/b-seed-1-1/summary.json").exists()
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, capsys):
+    path = write_comparison(tmp_path, METHODS, seeds=[1])
+    behave(a={"fail": True})
+    (problem,) = run_it(path)
+    assert problem.splitlines() == [
+        f"A, seed 1: exit code 2; {tmp_path}/run/logs/a-seed-1.txt ends in:",
+        *(f"  line {number}" for number in range(6, 9)),
+        "  90%",
+        "  error: no luck",
+    ]
+    assert capsys.readouterr().out.splitlines()[0].startswith("A, seed 1: FAILED after ")
+    assert states(path) == {"A1": "resume", "B1": "done"}
+    calls()
+    behave()
+    assert run_it(path) == []
+    assert len(calls()) == 1
+
+
+@pytest.mark.usefixtures("fake")
+def test_several_run_at_once_each_with_its_gpu(tmp_path):
+    path = write_comparison(tmp_path, METHODS, jobs=2, gpus=[4, 5])
+    behave(a={"seconds": 0.6}, b={"seconds": 0.6})
+    assert run_it(path) == []
+    assert {call.split()[3] for call in calls()} == {"4", "5"}
+    times = [[float(one) for one in file.read_text().split()] for file in tmp_path.glob("run/*/seed-1/times")]
+    assert max(start for start, _ in times) < min(end for _, end in times)
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(("signum", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
+def test_a_stopped_comparison_stops_its_runs_and_goes_on(tmp_path, capsys, signum, kind):
+    path = write_comparison(tmp_path, METHODS, jobs=2)
+    behave(b={"seconds": 60})
+    timer = threading.Thread(target=interrupt_when, args=(tmp_path / "run/a/seed-2/summary.json", signum))
+    timer.start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(kind):
+        run_it(path)
+    timer.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "write a checkpoint" in capsys.readouterr().err
+    assert states(path) == {"A1": "done", "A2": "done", "B1": "resume", "B2": "resume"}
+    assert (tmp_path / "run/b/seed-1/checkpoint").exists()
+    calls()
+    assert run_it(path) == []
+    assert [call.split()[:3] for call in calls()] == [[f"b/seed-{seed}", "fit", "True"] for seed in (1, 2)]
+
+
+KILLED = """
+import pathlib, sys
+from made_runs import made
+from toss_lightning.compare.running import run_all
+from toss_lightning.compare.runs import Run
+Run.command = lambda run: [sys.executable, "fake.py", "fit", str(run.directory)]
+comparison, runs = made(pathlib.Path("compare.yaml"))
+run_all(comparison, list(runs.values()))
+"""
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_killed_comparison_goes_on_once_its_runs_have_ended(tmp_path):
+    path = write_comparison(tmp_path, METHODS, seeds=[1])
+    behave(b={"seconds": 60})
+    here = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}
+    pid = tmp_path / "run/b/seed-1/pid"
+    with subprocess.Popen([sys.executable, "-c", KILLED], env=environment) as process:
+        wait_until(lambda: pid.exists() and bool(pid.read_text()))
+        process.kill()
+    # its child lives on, and nothing else may write where it does
+    with pytest.raises(StoreError, match="runs of a comparison are going on there"):
+        run_it(path)
+    os.kill(int(pid.read_text()), signal.SIGTERM)
+    wait_until((tmp_path / "run/b/seed-1/checkpoint").exists)
+    wait_until(lambda: is_free(tmp_path / "run"))
+    calls()
+    assert run_it(path) == []
+    assert [call.split()[:3] for call in calls()] == [["b/seed-1", "fit", "True"]]
+
+
+def is_free(directory: Path) -> bool:
+    """No run holds the lock of a comparison."""
+    try:
+        with running._lock(directory):
+            return True
+    except StoreError:
+        return False
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Looks at something again and again, for half a minute."""
+    deadline = time.monotonic() + 30
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def interrupt_when(file: Path, signum: int) -> None:
+    """Sends this process a signal when a file is there and the last run had time to begin."""
+    wait_until(file.exists)
+    time.sleep(1.0)
+    os.kill(os.getpid(), signum)
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_command_says_that_it_goes_on(tmp_path, capsys, monkeypatch):
+    path = write_comparison(tmp_path, METHODS)
+
+    def stop(*_: object) -> list[str]:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("toss_lightning.cli_compare.run_all", stop)
+    assert main(["compare", str(path)]) == 143
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+
+
+@pytest.mark.usefixtures("fake")
+def test_two_comparisons_do_not_share_a_directory(tmp_path):
+    path = write_comparison(tmp_path, METHODS)
+    with running._lock(tmp_path / "run"), pytest.raises(StoreError, match="runs of a comparison are going on there"):
+        run_it(path)
+    assert calls() == []
+    assert run_it(path) == []
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
+    path = write_comparison(tmp_path, METHODS)
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(StoreError, match=r"run: cannot be written \("):
+        run_it(path)
+    (tmp_path / "run").unlink()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a").write_text("a file")
+    with pytest.raises(StoreError, match=r"run/a/seed-1: cannot be written \("):
+        run_it(path)
+
+
+def test_a_failure_is_exit_code_1_and_the_others_are_reported(tmp_path, capsys, monkeypatch):
+    path = write_comparison(tmp_path, METHODS, seeds=[1])
+    finish(made(path)[1]["B", 1], [measure("harmful compliance", [0, 0, 1], [1, 1, 1])])
+    monkeypatch.setattr("toss_lightning.cli_compare.run_all", lambda *_: ["A, seed 1: exit code 1; log ends in:\n  oh"])
+    assert main(["compare", str(path)]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-3:] == [
+        "A, seed 1: exit code 1; log ends in:",
+        "  oh",
+        "1 of 2 runs failed; the same command tries them again",
+    ]
+    assert "Not there yet: A, seed 1." in said.out
+    assert main(["compare", str(path), "--report"]) == 0
+    assert "B against base model" in (tmp_path / "run/compare.md").read_text()
+
+
+def test_where_all_failed_it_says_how(tmp_path, capsys, monkeypatch):
+    path = write_comparison(tmp_path, METHODS, seeds=[1])
+    monkeypatch.setattr("toss_lightning.cli_compare.run_all", lambda *_: ["A, seed 1: oh", "B, seed 1: no"])
+    assert main(["compare", str(path)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "A, seed 1: oh",
+        "B, seed 1: no",
+        "2 of 2 runs failed; the same command tries them again",
+    ]
+
+
+def test_a_report_of_nothing_says_so(tmp_path, capsys):
+    path = write_comparison(tmp_path, METHODS)
+    assert main(["compare", str(path), "--report"]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/run: no run is done, so there is nothing to compare\n"

@@ -1,0 +1,90 @@
+"""What a run is made from, read without the parser that needs torch."""
+
+import pytest
+
+from toss_lightning.cli import configs_directory, read_config
+from toss_lightning.compare import settings
+from toss_lightning.compare.settings import DEFAULT_PLAN, differing, find_plan, fingerprint, flatten, say_differing
+from toss_lightning.errors import ConfigError
+from toss_lightning.loops.plan import TOSS_PLAN
+
+
+def test_both_ways_to_write_a_setting_are_one():
+    short = {"loop": {"epochs": 1, "selection": {"class_path": "X", "init_args": {"discard": 0.1}}}}
+    long = {"loop": {"init_args": {"epochs": 1, "selection": {"class_path": "X", "init_args": {"discard": 0.1}}}}}
+    assert flatten(short) == flatten(long)
+    assert flatten(short) == {"loop.epochs": 1, "loop.selection.class_path": "X", "loop.selection.discard": 0.1}
+    assert flatten({"loop.epochs": 1}) == {"loop.epochs": 1}
+
+
+def test_the_plan_is_the_last_one_named_without_the_control():
+    assert DEFAULT_PLAN == TOSS_PLAN
+    assert find_plan([{}], "a") == [*TOSS_PLAN, "test"]
+    demo = flatten(read_config(configs_directory() / "demo.yaml"))
+    assert find_plan([demo], "a") == [*TOSS_PLAN, "test"]
+    assert find_plan([demo, {"loop.plan": ["seal", "score", "select", "target", "test"]}], "a")[-2:] == [
+        "target",
+        "test",
+    ]
+    mine = {"loop.class_path": "mine.Loop"}
+    assert find_plan([mine, {"loop.plan": ["target"]}], "a") == ["target", "test"]
+    with pytest.raises(ConfigError, match=r"methods.a: mine.Loop has a plan that no file names: add loop.plan"):
+        find_plan([mine], "a")
+    with pytest.raises(ConfigError, match="no step target"):
+        find_plan([{"loop.plan": "target"}], "a")
+
+
+def test_every_shipped_method_has_a_plan():
+    for path in [*configs_directory().glob("methods/*.yaml"), *configs_directory().glob("toss*.yaml")]:
+        plan = find_plan([flatten(read_config(path))], path.stem)
+        assert plan[-2:] == ["target", "test"]
+
+
+def test_a_fingerprint_tells_training_from_evaluation(tmp_path):
+    rows, asked = tmp_path / "rows.jsonl", tmp_path / "asked.jsonl"
+    rows.write_text("1")
+    asked.write_text("1")
+    overlays = [{"data.custom": [{"path": str(rows)}], "run_dir": "a"}, {"loop.evaluation.prompts.a": str(asked)}]
+    plan = ["target", "test"]
+    first = fingerprint(overlays, plan, 1)
+    assert fingerprint([{**overlays[0], "run_dir": "b"}, overlays[1]], plan, 1) == first
+    changed = [
+        ([{**overlays[0], "loop.epochs": 1}, overlays[1]], plan, 1),
+        (overlays, ["utility", *plan], 1),
+        (overlays, plan, 2),
+    ]
+    for one in changed:
+        assert fingerprint(*one)["training"] != first["training"]
+        assert fingerprint(*one)["evaluation"] == first["evaluation"]
+    asked_more = fingerprint([*overlays, {"loop.evaluation.batch_size": 2}], plan, 1)
+    assert asked_more["evaluation"] != first["evaluation"]
+    assert asked_more["training"] == first["training"]
+
+
+def test_a_file_counts_with_its_content(tmp_path):
+    rows, asked = tmp_path / "rows.jsonl", tmp_path / "asked.jsonl"
+    overlays = [{"data.custom": [{"path": str(rows)}]}, {"loop.evaluation.pairs": str(asked)}]
+    found = []
+    for contents in (("1", "1"), ("2", "1"), ("2", "2")):
+        rows.write_text(contents[0])
+        asked.write_text(contents[1])
+        settings._digest_of_file.cache_clear()  # within one command a file is read once
+        found.append(fingerprint(overlays, ["target", "test"], 1))
+    first, second, third = found
+    assert first["training"] != second["training"] == third["training"]
+    assert first["evaluation"] == second["evaluation"] != third["evaluation"]
+
+
+def test_differing_settings_leave_out_what_makes_a_method():
+    methods = {
+        "a": [{"loop.plan": ["target"], "model.optim.lr": 1, "x": [1]}],
+        "b": [{"model.optim.lr": 1}, {"model.optim.lr": 2, "loop.selection.discard": 0.1, "x": [1]}],
+        "c": [{"model.optim.lr": 1, "model.correction.class_path": "SPF", "loop.rounds": 2, "x": [1]}],
+        "d": [{"model.normalize": "kept", "model.optim.lr": 1, "x": [1]}],
+    }
+    found = differing(methods)
+    assert found.keys() == {"model.optim.lr", "model.normalize"}
+    assert say_differing(found) == [
+        "model.normalize: default in a, b, c; kept in d",
+        "model.optim.lr: 1 in a, c, d; 2 in b",
+    ]

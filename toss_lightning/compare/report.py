@@ -1,0 +1,89 @@
+"""What a comparison leaves behind: numbers, tables and a picture."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from toss_lightning.compare.numbers import compare_outcomes, read_outcomes
+from toss_lightning.compare.plot_svg import scatter
+from toss_lightning.compare.runs import Run
+from toss_lightning.compare.spec import Comparison
+from toss_lightning.compare.tables import latex, markdown, show, spreadsheet
+from toss_lightning.files import write_json, write_text
+
+PICTURE = "compare.svg"
+SAFETY = ("harmful compliance", "refusal of harmful", "margin of the safe", "held-out harmful loss")
+"""How the names of measures begin that the picture shows upward by default, the first that is there."""
+UTILITY = ("held-out task loss", "over-refusal")
+"""The same for what it shows to the right, where there is no measure of utility."""
+
+
+def report_comparison(comparison: Comparison, runs: Sequence[Run], differ: Sequence[str]) -> None:
+    """Writes compare.json, .md, .csv, .tex and .svg into the directory of the comparison, and prints the tables.
+
+    Args:
+        comparison: what was asked for.
+        runs: all of its runs, done or not.
+        differ: settings in which the methods differ beside those that make them what they are, in words.
+
+    Raises:
+        StoreError: no run is done, a file is damaged, or the disk refuses.
+    """
+    home = comparison.run_dir
+    outcomes = read_outcomes(runs)
+    content = compare_outcomes(outcomes, [one.name for one in comparison.methods], comparison.baseline)
+    content["missing"] = [run.title for run in runs if run.seed not in outcomes.get(run.method, {})]
+    content["differing"] = list(differ)
+    axes, problems = choose_axes(content["measures"], comparison.plot)
+    if axes:
+        content["plot"] = {axis: one["title"] for axis, one in axes.items()}
+        write_text(home / PICTURE, scatter(content, axes["x"], axes["y"]))
+    write_json(home / "compare.json", content)
+    write_text(home / "compare.md", markdown(content, PICTURE if axes else None))
+    write_text(home / "compare.csv", spreadsheet(content))
+    write_text(home / "compare.tex", latex(content))
+    console = Console(highlight=False)
+    show(content, console)
+    for line in (*problems, f"Numbers, tables and a picture are in {home}: compare.md, .json, .csv, .tex, .svg"):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def choose_axes(
+    measures: Sequence[Mapping[str, Any]], wanted: Mapping[str, str]
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """The measures of the picture: those that are named, otherwise utility to the right and safety upward.
+
+    Returns:
+        Axis -> measure, empty where there are no two to show; and what is wrong with the names, a line each. A wrong
+        name does not cost the report of runs that took hours.
+    """
+    problems = []
+    chosen: dict[str, Mapping[str, Any]] = {}
+    for axis, name in wanted.items():
+        found = _named(measures, name)
+        if found is not None:
+            chosen[axis] = found
+            continue
+        titles = [one["title"] for one in measures]
+        near = difflib.get_close_matches(name, titles, 1, 0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(titles)}"
+        problems.append(f"plot.{axis}: no measure {name!r}, so the usual one is shown; {hint}")
+    utility = [one for one in measures if one["is_utility"]] + _beginning(measures, UTILITY)
+    safety = _beginning(measures, SAFETY)
+    for axis, candidates in (("x", utility), ("y", safety)):
+        free = [one for one in candidates if one not in chosen.values()]
+        if axis not in chosen and free:
+            chosen[axis] = free[0]
+    return (chosen if len(chosen) == 2 else {}), problems
+
+
+def _named(measures: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
+    name = name.lower()
+    return next((one for one in measures if name in (one["title"].lower(), one["name"].lower())), None)
+
+
+def _beginning(measures: Sequence[Mapping[str, Any]], starts: Sequence[str]) -> list[Mapping[str, Any]]:
+    found = [one for start in starts for one in measures if one["name"].startswith(start)]
+    return sorted(found, key=lambda one: bool(one["screening"]))

@@ -1,0 +1,205 @@
+"""Doing what is left of a comparison, several runs at once, until it is done or told to stop; loads no torch."""
+
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from toss_lightning.compare.runs import Run, environment
+from toss_lightning.compare.spec import Comparison
+from toss_lightning.errors import Stopped, StoreError
+from toss_lightning.files import cannot_write
+
+TAIL = 5
+"""Lines of a failed run's log that are shown."""
+POLL = 0.1
+"""Seconds between two looks at the runs."""
+
+
+@dataclass
+class _Child:
+    """A run that is going on."""
+
+    run: Run
+    slot: int
+    process: "subprocess.Popen[bytes]"
+    started: float
+
+
+def run_all(comparison: Comparison, runs: Sequence[Run]) -> list[str]:
+    """Does what is left, several at once. Whatever ends this early, children are told to write checkpoints and end.
+
+    Returns:
+        For each run that failed, what its log ends with.
+
+    Raises:
+        StoreError: another comparison is running in the same directory, or the disk refuses.
+        Stopped: SIGTERM came.
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    waiting = [run for run in runs if run.state() != "done"]
+    if not waiting:
+        return []
+    failed: list[str] = []
+    children: list[_Child] = []
+    done = len(runs) - len(waiting)
+    bar = tqdm(total=len(runs), initial=done, desc="runs", unit="run", disable=not sys.stderr.isatty())
+    with _lock(comparison.run_dir) as lock, _Signals() as signals, bar:
+        try:
+            while (waiting or children) and not signals.heard:
+                while waiting and len(children) < comparison.jobs:
+                    slot = min(set(range(comparison.jobs)) - {child.slot for child in children})
+                    children.append(_start(waiting.pop(0), slot, environment(comparison, slot), lock))
+                time.sleep(POLL)
+                for child in [one for one in children if one.process.poll() is not None]:
+                    children.remove(child)
+                    problem = _close(child)
+                    failed += [problem] if problem else []
+                    took = f"{'FAILED after' if problem else 'done in'} {_duration(time.monotonic() - child.started)}"
+                    bar.update()
+                    tqdm.write(f"{child.run.title}: {took} ({len(runs) - len(waiting) - len(children)} of {len(runs)})")
+                    sys.stdout.flush()
+        finally:
+            _end(children, signals)
+        signals.raise_heard()
+    return failed
+
+
+def _start(run: Run, slot: int, settings: Mapping[str, str], lock: int) -> _Child:
+    try:
+        if run.state() == "stale":
+            _set_aside(run)
+        for directory in (run.directory, run.log.parent):
+            directory.mkdir(parents=True, exist_ok=True)
+        command = run.command()
+        run.file("training")
+        with run.log.open("a", encoding="utf-8") as log:
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n")
+            log.flush()
+            process = _spawn(command, log, {**os.environ, **settings, "PYTHONUNBUFFERED": "1"}, lock)
+    except OSError as error:
+        raise StoreError(cannot_write(run.directory, error)) from error
+    return _Child(run, slot, process, time.monotonic())
+
+
+def _spawn(command: Sequence[str], log: IO[str], settings: Mapping[str, str], lock: int) -> "subprocess.Popen[bytes]":
+    # in a group of its own, so that Ctrl-C reaches this process alone, which then asks for checkpoints; the lock is
+    # inherited, so that it is held as long as any of them runs, even where this process is killed
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=settings,
+        process_group=0,
+        pass_fds=[lock],
+    )
+
+
+def _close(child: _Child) -> str | None:
+    """Files that a run has ended well, or says how it failed."""
+    run, code = child.run, child.process.returncode
+    if code == 0 and run.summary.exists() and run.evaluation.exists():
+        run.file("training", "evaluation")
+        return None
+    reason = f"exit code {code}" if code else "it ended without summary.json or evaluation.json"
+    return "\n".join([f"{run.title}: {reason}; {run.log} ends in:", *(f"  {line}" for line in _tail(run.log))])
+
+
+def _tail(log: Path) -> list[str]:
+    # as bytes, for as text every carriage return, with which a bar writes over its own line, would end one
+    text = log.read_bytes().decode(errors="replace")
+    lines = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return [line for line in lines if line][-TAIL:]
+
+
+def _set_aside(run: Run) -> None:
+    """Moves what was made from other settings out of the way."""
+    earlier = run.directory.parent.parent / "earlier"
+    earlier.mkdir(exist_ok=True)
+    name = f"{run.directory.parent.name}-{run.directory.name}"
+    number = 1
+    while (earlier / f"{name}-{number}").exists():
+        number += 1
+    run.directory.rename(earlier / f"{name}-{number}")
+
+
+class _Signals:
+    """Takes note of Ctrl-C and SIGTERM, which are acted on where no run is half started."""
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        self._before = {signum: signal.signal(signum, self._hear) for signum in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _hear(self, signum: int, frame: FrameType | None) -> None:
+        self.heard.append(signum)
+
+    def raise_heard(self) -> None:
+        """Ends the work if it was told to."""
+        if self.heard:
+            raise KeyboardInterrupt if self.heard[0] == signal.SIGINT else Stopped(self.heard[0])
+
+
+def _end(children: Sequence[_Child], signals: _Signals) -> None:
+    """Asks what still runs for a checkpoint, and waits; whoever presses Ctrl-C again does without."""
+    if not children:
+        return
+    tqdm.write(f"stopping {len(children)} runs, which write a checkpoint; Ctrl-C again does not wait", file=sys.stderr)
+    _tell(children, signal.SIGTERM)
+    asked = len(signals.heard)
+    while any(child.process.poll() is None for child in children):
+        if len(signals.heard) > asked:
+            _tell(children, signal.SIGKILL)
+        time.sleep(POLL)
+
+
+def _tell(children: Sequence[_Child], signum: int) -> None:
+    for child in children:
+        with suppress(ProcessLookupError):
+            os.killpg(child.process.pid, signum)
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[int]:
+    """Refuses a second comparison in the same directory."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise StoreError(cannot_write(directory, error)) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise StoreError(
+            f"{directory}: runs of a comparison are going on there: wait for them, or end them first"
+        ) from error
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,140 @@
+"""The runs of a comparison: which are done, and what does the others; importing this loads no torch."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from toss_lightning.cli import read_config
+from toss_lightning.compare.settings import Flat, find_plan, fingerprint, flatten
+from toss_lightning.compare.spec import Comparison, MethodSpec
+from toss_lightning.files import write_json
+
+State = Literal["done", "test", "resume", "new", "stale"]
+SAYS: dict[State, str] = {
+    "done": "done",
+    "test": "trained; to be evaluated with the settings of now",
+    "resume": "begun; goes on from its checkpoint",
+    "new": "to run",
+    "stale": "made from other settings; is moved to earlier/ and run again",
+}
+MADE_FROM = "made_from.json"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed."""
+
+    method: str
+    seed: int
+    directory: Path
+    log: Path
+    made_from: Mapping[str, str]
+    """What it is trained from, and what it is asked."""
+    arguments: tuple[str, ...] = field(repr=False)
+    """Of the verbs fit and test alike."""
+
+    @property
+    def title(self) -> str:
+        """What lines call it."""
+        return f"{self.method}, seed {self.seed}"
+
+    @property
+    def evaluation(self) -> Path:
+        """The numbers that it leaves behind."""
+        return self.directory / "evaluation" / "evaluation.json"
+
+    @property
+    def summary(self) -> Path:
+        """What happened while it trained."""
+        return self.directory / "summary.json"
+
+    def state(self) -> State:
+        """What is left to do."""
+        if not self.directory.exists():
+            return "new"
+        theirs = self._filed()
+        if theirs.get("training") != self.made_from["training"]:
+            return "stale"
+        if not self.summary.exists():
+            return "resume"
+        same = theirs.get("evaluation") == self.made_from["evaluation"]
+        return "done" if same and self.evaluation.exists() else "test"
+
+    def _filed(self) -> dict[str, Any]:
+        try:
+            content = json.loads((self.directory / MADE_FROM).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def file(self, *parts: str) -> None:
+        """Notes what is in the directory from now on."""
+        kept = {part: value for part, value in self._filed().items() if part in self.made_from}
+        write_json(self.directory / MADE_FROM, kept | {part: self.made_from[part] for part in parts})
+
+    def command(self) -> list[str]:
+        """What does what is left to do."""
+        verb, further = ("test", []) if self.state() == "test" else ("fit", ["--ckpt_path=auto"])
+        return [sys.executable, "-m", "toss_lightning", verb, *self.arguments, *further]
+
+
+def overlays(comparison: Comparison, method: MethodSpec) -> list[Flat]:
+    """A method's settings, the later ones winning."""
+    files = (*comparison.configs, *method.configs, *comparison.evaluation)
+    contents: list[Mapping[str, Any]] = [read_config(path) for path in files]
+    return [flatten(content) for content in (*contents, comparison.set, method.set)]
+
+
+def list_runs(comparison: Comparison) -> list[Run]:
+    """Every run, the first seed of all methods first.
+
+    Raises:
+        ConfigError: a method's plan trains no target.
+    """
+    home = comparison.run_dir
+    settings = {one.name: overlays(comparison, one) for one in comparison.methods}
+    plans = {name: find_plan(of, name) for name, of in settings.items()}
+    runs = []
+    for seed in comparison.seeds:
+        for one in comparison.methods:
+            directory = home / one.slug / f"seed-{seed}"
+            arguments = (
+                *(f"--config={path}" for path in (*comparison.configs, *one.configs, *comparison.evaluation)),
+                *(f"--{key}={_as_option(value)}" for key, value in {**comparison.set, **one.set}.items()),
+                f"--loop.plan=[{', '.join(plans[one.name])}]",
+                "--loop.evaluation.adapters=[base, target]",
+                f"--loop.evaluation.cache={home / 'cache'}",
+                f"--seed_everything={seed}",
+                f"--run_dir={directory}",
+            )
+            log = home / "logs" / f"{one.slug}-seed-{seed}.txt"
+            made_from = fingerprint(settings[one.name], plans[one.name], seed)
+            runs.append(Run(one.name, seed, directory, log, made_from, arguments))
+    return runs
+
+
+def _as_option(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def environment(comparison: Comparison, slot: int) -> dict[str, str]:
+    """What is set for the run in one of the places for runs at once."""
+    found = {name: str(comparison.threads) for name in THREADS}
+    if comparison.gpus:
+        found["CUDA_VISIBLE_DEVICES"] = comparison.gpus[slot % len(comparison.gpus)]
+    return found
+
+
+def show_runs(comparison: Comparison, runs: Sequence[Run]) -> None:
+    """Prints what would be run."""
+    for number, run in enumerate(runs):
+        state = run.state()
+        print(f"{run.title}: {SAYS[state]}")
+        if state != "done":
+            settings = [f"{name}={value}" for name, value in environment(comparison, number % comparison.jobs).items()]
+            print(f"  {shlex.join([*settings, *run.command()])}")

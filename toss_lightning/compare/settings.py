@@ -1,0 +1,141 @@
+"""What a run's settings are, read from its files as the command line overlays them; importing this loads no torch.
+
+The parser that knows every default needs torch. What is asked here needs no defaults: the plan, whether a run was made
+from other settings, and in which settings methods differ.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from toss_lightning.errors import ConfigError
+
+DEFAULT_PLAN = ("utility", "degraded", "score", "select", "target")
+"""The plan where no file names one; that of the loop."""
+CONTROL = "sft"
+"""A step of a plan that trains a control beside the target: another method of the comparison does so here."""
+OWN = (
+    *("loop.class_path", "loop.plan", "loop.selection", "loop.rounds", "loop.promote", "loop.promotion"),
+    *("loop.promote_again", "loop.refit", "loop.stop_early", "model.correction", "data.mixture"),
+)
+"""Keys that make a method what it is."""
+MANAGED = ("run_dir", "ckpt_path", "seed_everything", "loop.plan")
+"""Keys that the comparison gives every run, whatever its files say."""
+
+Flat = dict[str, Any]
+
+
+def flatten(content: Mapping[str, Any], under: str = "") -> Flat:
+    """Dotted keys -> values, as options of the command line would name them: without ``init_args``."""
+    flat: Flat = {}
+    for name, value in content.items():
+        key = under if name == "init_args" else f"{under}.{name}".lstrip(".")
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, key)
+        else:
+            flat[key] = value
+    return flat
+
+
+def find_plan(overlays: Sequence[Flat], name: str) -> list[str]:
+    """The plan of a method, with the step ``test`` at its end and without the control.
+
+    Args:
+        overlays: the settings, the later ones winning.
+        name: the method.
+
+    Raises:
+        ConfigError: the plan has no target, or no file names it and the loop is one of the user's.
+    """
+    named = [flat["loop.plan"] for flat in overlays if flat.get("loop.plan")]
+    loop = [str(flat["loop.class_path"]) for flat in overlays if flat.get("loop.class_path")]
+    if not named and loop and not loop[-1].endswith(("TossLoop", "TossProLoop")):
+        raise ConfigError(f"methods.{name}: {loop[-1]} has a plan that no file names: add loop.plan to its set")
+    plan = named[-1] if named else list(DEFAULT_PLAN)
+    if not isinstance(plan, list) or "target" not in plan:
+        raise ConfigError(f"methods.{name}: its plan {plan} has no step target, so there is nothing to compare: add it")
+    return [*(step for step in plan if step not in (CONTROL, "test")), "test"]
+
+
+def fingerprint(overlays: Sequence[Flat], plan: Sequence[str], seed: int) -> dict[str, str]:
+    """Identifies what a run is trained from, and what it is asked afterwards.
+
+    Files that the settings name count with their content, directories and hub datasets with their name.
+    """
+    parts: dict[str, list[Any]] = {"training": [list(plan), seed], "evaluation": []}
+    for flat in overlays:
+        for key, value in flat.items():
+            if key not in MANAGED:
+                part = "evaluation" if key.startswith("loop.evaluation") else "training"
+                parts[part].append([key, value, _content(value)])
+    return {part: _digest(json.dumps(facts, default=str)) for part, facts in parts.items()}
+
+
+def differing(methods: Mapping[str, Sequence[Flat]]) -> dict[str, dict[str, Any]]:
+    """Settings in which methods differ beside those that make them what they are.
+
+    A difference in these says nothing of the methods: ``toss`` over ``demo`` brings a learning rate of its own.
+
+    Args:
+        methods: name -> its settings, the later ones winning.
+
+    Returns:
+        Key -> method -> value; "default" where no file says.
+    """
+    merged = {name: _merge(overlays) for name, overlays in methods.items()}
+    keys = sorted({key for flat in merged.values() for key in flat})
+    found = {}
+    for key in keys:
+        if key in MANAGED or any(key == own or key.startswith(f"{own}.") for own in OWN):
+            continue
+        values = {name: flat.get(key, "default") for name, flat in merged.items()}
+        if len({json.dumps(value, default=str) for value in values.values()}) > 1:
+            found[key] = values
+    return found
+
+
+def say_differing(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The same in words, a line for each key."""
+    lines = []
+    for key, values in found.items():
+        groups: dict[str, list[str]] = {}
+        for name, value in values.items():
+            groups.setdefault(str(value), []).append(name)
+        lines.append(f"{key}: " + "; ".join(f"{value} in {', '.join(names)}" for value, names in groups.items()))
+    return lines
+
+
+def _merge(overlays: Sequence[Flat]) -> Flat:
+    merged: Flat = {}
+    for flat in overlays:
+        merged |= flat
+    return merged
+
+
+def _content(value: Any) -> list[str]:
+    """Digests of the files that a value names."""
+    if isinstance(value, list | tuple):
+        return [one for inner in value for one in _content(inner)]
+    if isinstance(value, Mapping):
+        return [one for inner in value.values() for one in _content(inner)]
+    return [_digest_of_file(value)] if isinstance(value, str) and _is_file(value) else []
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a name, a zero byte, no such home
+        return False
+
+
+@cache
+def _digest_of_file(name: str) -> str:
+    with Path(name).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
