@@ -630,6 +630,13 @@ def test_select_without_a_run_or_without_scores(capsys, tiny_config):
     assert not Path("nothing").exists()
 
 
+def test_a_method_that_corrects_gradients_can_be_scored_for(capsys, tiny_config, tmp_path):
+    safety = write_rows(tmp_path / "safety.jsonl", some_pairs(3, start=9))
+    score = ["score", "--config", tiny_config, "--run_dir", "scored", "--model.correction=SPF"]
+    assert main([*score, "--data.safety", safety]) == 0
+    assert failed(capsys, *score, code=2).startswith("data.safety: model.correction SPF draws on this set")
+
+
 def test_score_needs_a_plan_that_scores(capsys, tiny_config):
     error = failed(capsys, "score", "--config", tiny_config, "--loop.plan", "[target]", "--run_dir=run", code=2)
     assert error == "loop.plan: no 'score' step in target: add it"

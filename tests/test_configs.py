@@ -65,7 +65,9 @@ def test_evaluations_are_laid_over_a_run(name, capsys):
     assert text.startswith("# ")
     written = yaml.safe_load(text)["loop"]["evaluation"]
     assert evaluation["sampling"].items() >= written["sampling"].items()
-    assert evaluation["prompts"].keys() == written.get("prompts", {}).keys()
+    assert evaluation["prompts"].keys() >= written.get("prompts", {}).keys()
+    for prompts, said in written.get("prompts", {}).items():
+        assert evaluation["prompts"][prompts].items() >= said.items()
     judges = [judge["class_path"].rpartition(".")[2] for judge in written.get("judges", [])]
     assert [judge["class_path"].rpartition(".")[2] for judge in evaluation["judges"] or []] == judges
 

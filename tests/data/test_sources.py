@@ -288,7 +288,7 @@ def test_a_file_of_a_kind_that_is_not_read(tmp_path):
 
 
 def test_an_unknown_sample():
-    known = "custom, harmful, harmful_val, refusals_val, safety, utility, utility_val"
+    known = "custom, harmful, harmful_val, over_refusal, refusals_val, safety, utility, utility_val"
     assert refusal("sample:custm") == f"sample:custm: no such bundled sample; there are {known}"
 
 

@@ -3,242 +3,25 @@
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from toss_lightning.data.datamodule import Companions
-from toss_lightning.errors import ConfigError, StoreError
-from toss_lightning.evaluation import Evaluation, Evaluator, report_evaluation
-from toss_lightning.files import restore_directory, sweep
-from toss_lightning.identity import name_plugin
-from toss_lightning.loops.method import Method, scored_columns
-from toss_lightning.loops.metrics import MetricsCsv
-from toss_lightning.loops.plan import TOSS_PLAN, Action, Given, Plan, Stage, make_plan
-from toss_lightning.loops.plan_loop import PlanLoop
-from toss_lightning.loops.strategies import check_trainer
+from toss_lightning.evaluation import report_evaluation
+from toss_lightning.loops.method import scored_columns
+from toss_lightning.loops.plan import Action, Stage
+from toss_lightning.loops.toss_plan import TossPlan
 from toss_lightning.models.adapters import SLOT
 from toss_lightning.models.module import REFERENCES
 from toss_lightning.models.objective import Bilevel, Objective
 from toss_lightning.progress import say
 from toss_lightning.report.cards import model_card
-from toss_lightning.report.summary import Summary, method_of, stage_name
+from toss_lightning.report.summary import method_of, stage_name
 from toss_lightning.scores import TokenScores
-from toss_lightning.seeds import global_seed
-from toss_lightning.selection import (
-    Anchored,
-    GlobalTopFraction,
-    OnlineSelection,
-    Seal,
-    Selection,
-    SelectorTraining,
-    TokenWeights,
-)
+from toss_lightning.selection import OnlineSelection, TokenWeights
 
 
-class TossLoop(PlanLoop):
-    """Trains reference adapters, scores, selects and trains the target, in one fit.
-
-    Args:
-        trainer: the Trainer whose ``fit_loop`` this becomes.
-        plan: steps in order.
-        selection: from scores to token weights.
-        epochs: passes over the custom set in ``sft`` and ``target``.
-        reference_epochs: passes over the utility and harmful sets; as ``epochs`` by default.
-        scores_from: a store to select from, instead of a ``score`` step.
-        scores_round: the round of that store; its last one by default.
-        selection_from: a selection to train the target with, instead of a ``select`` step.
-        evaluation: what the step ``test`` asks of the adapters, and who judges.
-
-    Attributes:
-        rounds: how often the degraded adapter is trained again.
-        promoted: the rows that each round so far added to the harmful set.
-
-    Raises:
-        ConfigError: the Trainer accumulates gradients itself, or its strategy does not leave adapters whole.
-    """
-
-    rounds = 0
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        plan: Sequence[str] = TOSS_PLAN,
-        selection: Selection | None = None,
-        epochs: int = 2,
-        reference_epochs: int | None = None,
-        scores_from: str | None = None,
-        scores_round: int | None = None,
-        selection_from: str | None = None,
-        evaluation: Evaluation | None = None,
-    ) -> None:
-        check_trainer(trainer)
-        super().__init__(trainer)
-        self.steps, self.epochs, self.evaluation = list(plan), epochs, evaluation
-        self.reference_epochs = epochs if reference_epochs is None else reference_epochs
-        self.selection = selection if selection is not None else GlobalTopFraction()
-        self.scores_from, self.scores_round, self.selection_from = scores_from, scores_round, selection_from
-        self.promoted: list[list[int]] = []
-        self.summary = Summary()
-        self.selector: SelectorTraining | None = None
-        self._objective_state: dict[str, Any] = {}
-        self._evaluator: Evaluator | None = None
-        self._weights: TokenWeights | None = None
-        self._selected: str | None = None
-        self._stage_started = 0.0
-        self._lines = 0
-
-    def end_with(self, step: str) -> None:
-        """Leaves out what comes behind a step of the plan.
-
-        Raises:
-            ConfigError: the plan has no such step.
-        """
-        if step not in self.steps:
-            raise ConfigError(f"loop.plan: no {step!r} step in {', '.join(self.steps)}: add it")
-        self.steps = self.steps[: self.steps.index(step) + 1]
-
-    def only_test(self) -> None:
-        """Leaves out everything but the evaluation of adapters that are there."""
-        self.steps = ["test"]
-
-    # --- the plan ---------------------------------------------------------------------------------------------------
-
-    def make_plan(self) -> Plan:
-        """Checks the settings against the data and the adapters at hand, and repairs what a kill left half-renamed."""
-        references = [name for name in REFERENCES if getattr(self.module.references, name)]
-        sets = self.datamodule.sets
-        method = self.method
-        if not self._only_tests:
-            method.check(self.steps, sets, self.rounds, self.module.lora, self.trainer.strategy, self.module.normalize)
-        given = Given(
-            sets,
-            references,
-            self.scores_from is not None,
-            self.selection_from is not None,
-            method.needs,
-            self.selection.epochs if isinstance(self.selection, Seal) else 1,
-        )
-        plan = make_plan(self.steps, self.epochs, self.reference_epochs, given, 0 if self._only_tests else self.rounds)
-        if "test" in self.steps:
-            self._evaluator = self._new_evaluator()
-        if not self._only_tests:
-            self._check_given()
-            self.datamodule.check_fits(self._served(plan))
-        if self.trainer.is_global_zero:
-            restore_directory(self.run_dir / "selection")
-            for directory in (self.run_dir, self.run_dir / "adapters", self.run_dir / "promoted"):
-                sweep(directory)
-        self.trainer.strategy.barrier("directories restored")
-        return plan
-
-    def _served(self, plan: Plan) -> set[str]:
-        """The sets whose rows go through the model."""
-        stages = [step for step in plan.steps if isinstance(step, Stage)]
-        served = {stage.set for stage in stages}
-        served |= {beside.set for stage in stages if (beside := self._companions(stage)) is not None}
-        if any(isinstance(step, Action) and step.kind == "score" for step in plan.steps):
-            served |= {"custom", *self.selection.features.get("embedding", ())}
-        if any(stage.adapter == "target" for stage in stages):
-            served |= {"safety"} if self.module.correction is not None else set()
-            served |= {*self.datamodule.mixture.sets} if self.datamodule.mixture is not None else set()
-        return served
-
-    @property
-    def _only_tests(self) -> bool:
-        return self.steps == ["test"]
-
-    def _new_evaluator(self) -> Evaluator:
-        """Reads the prompts, so that what is wrong with them is said before anything is trained."""
-        if self.evaluation is None:
-            raise ConfigError(
-                "loop.evaluation: the step test needs prompts: name them, or add --config evaluation/demo, whose keys"
-                " to change"
-            )
-        data = self.datamodule
-        evaluator = Evaluator(self.evaluation, self.trainer, data.chat, self.run_dir, data.max_tokens)
-        evaluator.adapters(self.steps)
-        return evaluator
-
-    def _check_given(self) -> None:
-        """Looks at the scores or the selection that are given before anything is trained."""
-        if self.scores_from:
-            scores = TokenScores(self._store, self.scores_round)
-            scores.check(self.datamodule.sets["custom"].hashes())
-            if missing := scores.missing(self.selection.columns, self.selection.features):
-                raise StoreError(
-                    f"loop.scores_from: {self._store} has no {', no '.join(missing)}, which"
-                    f" {type(self.selection).__name__} reads: score with this selection, or choose another"
-                )
-        if self.selection_from:
-            self._load_selection()
-
-    def _load_selection(self) -> TokenWeights:
-        weights = TokenWeights.load(self._selection_path)
-        custom = self.datamodule.sets["custom"].hashes()
-        weights.check(custom, self._selection_path, self.datamodule.fingerprints())
-        if self._selected not in (None, weights.digest()):
-            raise StoreError(
-                f"{self._selection_path}: this is not the selection that the run was begun with: select again with the"
-                " same settings, or start a new run"
-            )
-        if isinstance(self.selection, OnlineSelection) != bool(weights.columns):
-            raise StoreError(
-                f"{self._selection_path}: made for another kind of loop.selection than {type(self.selection).__name__}:"
-                " give the one that it was made with, or select again"
-            )
-        return weights
-
-    @property
-    def method(self) -> Method:
-        """The plug-ins of this run."""
-        return Method(self.selection, self.module.correction, self.datamodule.mixture)
-
-    def identity(self) -> dict[str, str]:
-        """What the optimizer steps depend on, beside the base and the shape of the adapters."""
-        return {
-            "loop.selection": name_plugin(self.selection),
-            "loop.scores_from": f"{self.scores_from}, round {self.scores_round}",
-            "trainer.gradient_clip_val": f"{self.trainer.gradient_clip_val} {self.trainer.gradient_clip_algorithm}",
-            "seed_everything": str(global_seed()),
-            **self.module.identity(),
-            **self.datamodule.identity(),
-        }
-
-    def state(self) -> dict[str, Any]:
-        """What the target is trained with, and everything for the summary."""
-        self._count_time()
-        return {
-            "selected": self._selected,
-            "summary": self.summary.state(),
-            "metrics": self._metrics.lines if self._metrics else 0,
-            "selector": self.selector.state() if self.selector else {},
-            "objective": self.module.objective.state() if self.stage else {},
-            "correction": self.module.correction.state() if self._corrects else {},
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Takes the state back."""
-        self.summary.load_state(state["summary"])
-        self._lines = state["metrics"]
-        self._selected = state["selected"]
-        self._objective_state = state["objective"]
-        if state["selector"]:
-            self.selector = self._new_selector()
-            self.selector.load_state(state["selector"])
-        if state["correction"]:
-            self.module.correction.load_state(state["correction"])
-
-    @property
-    def _corrects(self) -> bool:
-        """The running stage has its gradients corrected."""
-        return self.stage is not None and self.stage.adapter == "target" and self.module.correction is not None
-
-    def _new_selector(self) -> SelectorTraining:
-        assert isinstance(self.selection, Seal)
-        return self.selection.training(len(self.datamodule.sets["custom"].rows))
+class TossLoop(TossPlan):
+    """Trains reference adapters, scores, selects, trains and tests the target in one fit; see :class:`TossPlan`."""
 
     def begin(self) -> None:
         """Prints what is going to happen, and measures the base."""
@@ -275,7 +58,7 @@ class TossLoop(PlanLoop):
         elif self.trainer.is_global_zero:
             self.summary.finish(self.trainer, self.run_dir)
 
-    # --- stages -----------------------------------------------------------------------------------------------------
+    # --- stages -------------------------------------------------------------------------------------------------------
 
     def arm(self, stage: Stage) -> None:
         """Hands the stage its rows, with what their tokens count, and the module what it minimises."""
@@ -317,14 +100,6 @@ class TossLoop(PlanLoop):
 
     def _promoted_for(self, stage: Stage) -> set[int]:
         return {row_id for rows in self.promoted[: stage.round] for row_id in rows}
-
-    def _companions(self, stage: Stage) -> Companions | None:
-        """Rows of another set that stand beside the stage's own in every step."""
-        if stage.adapter == "seal" and isinstance(self.selection, Seal):
-            return Companions(self.selection.safe, self.datamodule.batch_size)
-        if stage.weighted and isinstance(self.selection, Anchored) and self.selection.safety_rows:
-            return Companions("safety", self.selection.safety_rows, {"weight": 0.0, "anchor": self.selection.weight})
-        return None
 
     def begin_stage(self, stage: Stage) -> None:
         """Sets the slot to where the stage starts from."""
@@ -373,13 +148,7 @@ class TossLoop(PlanLoop):
         self.summary.plain = len(idle) >= self.method.plug_ins(weighted)
         self.summary.say_idle()
 
-    def _count_time(self) -> None:
-        now = time.monotonic()
-        if self.stage is not None and self.stage.name in self.summary.stages:
-            self.summary.stages[self.stage.name]["seconds"] += now - self._stage_started
-        self._stage_started = now
-
-    # --- actions ----------------------------------------------------------------------------------------------------
+    # --- actions ------------------------------------------------------------------------------------------------------
 
     def act(self, action: Action) -> None:
         """Scores the custom set, or selects from its scores."""
@@ -442,15 +211,3 @@ class TossLoop(PlanLoop):
             names = {name: stage_name(self.summary, name) for name in evaluator.adapters()}
             report_evaluation(findings, evaluator, names)
         self.trainer.strategy.barrier("evaluation written")
-
-    @property
-    def _metrics(self) -> MetricsCsv | None:
-        return next((logger for logger in self.trainer.loggers if isinstance(logger, MetricsCsv)), None)
-
-    @property
-    def _store(self) -> Path:
-        return Path(self.scores_from) if self.scores_from else self.run_dir / "scores"
-
-    @property
-    def _selection_path(self) -> Path:
-        return Path(self.selection_from) if self.selection_from else self.run_dir / "selection"
