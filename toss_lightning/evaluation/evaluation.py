@@ -33,7 +33,8 @@ class Evaluation:
     prompts: dict[str, str | PromptSet] = field(default_factory=dict)
     """Name -> a file, hub dataset or sample of prompts, or one with options."""
     pairs: str | Source | None = None
-    """Harmful requests with a harmful reply (messages) and a safe one (safe_reply), whose losses are compared."""
+    """Harmful requests with a harmful reply (messages) and a safe one (safe_reply): their losses are compared, and how
+    far the target has moved from the base on both, and on as many held-out rows of the task."""
     judges: list[Judge] | None = None
     """Who reads the replies; KeywordJudge by default."""
     adapters: list[str] | None = None
@@ -159,7 +160,7 @@ class Evaluator:
         """Lets every adapter reply, and every judge read.
 
         Args:
-            benign: held-out rows of the task, for the divergence from the base.
+            benign: held-out rows of the task, for the divergence from the base; as many as there are pairs are read.
             between: called on every rank, equally often, whenever something is on disk.
         """
         module: Any = self.trainer.lightning_module
@@ -169,7 +170,7 @@ class Evaluator:
         rows = {
             "harmful": self._rows([pair.harmful for pair in self.pairs]),
             "safe": self._rows([pair.safe for pair in self.pairs]),
-            "benign": list(benign),
+            "benign": list(benign[: len(self.pairs)]),
         }
         settings = (self.cache / "replies", self.evaluation.sampling, self.evaluation.batch_size, between)
         replies, openers = Replies(self.trainer, self.chat, *settings), opener_tokens(self.chat)

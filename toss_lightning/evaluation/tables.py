@@ -54,13 +54,14 @@ def differences_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], 
 
 
 def console_table(report: Mapping[str, Any], names: Names) -> Table:
-    """The main table for a terminal."""
-    header, lines = rows_of(report, names)
+    """The main table for a terminal, narrow: judges stand below their measures, and intervals below their values."""
+    (_, _, *header), lines = rows_of(report, names)
     table = Table(title="Evaluation, with 95 % intervals over the prompts", title_justify="left")
-    for at, column in enumerate(header):
-        table.add_column(column, justify="left" if at < 2 else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*line)
+    table.add_column("")
+    for column in header:
+        table.add_column(column, justify="right")
+    for name, judge, n, *cells in lines:
+        table.add_row(f"{name}\n{judge}".strip(), n, *(cell.replace(" [", "\n[", 1) for cell in cells))
     return table
 
 
