@@ -23,7 +23,7 @@ CHAIN = Chain(stay=0.98, prior=0.15, temperature=2.0)
 
 def naive(row: np.ndarray) -> list[float]:
     """Posterior log odds of one row, one token after the other."""
-    stay, prior, tau = CHAIN
+    stay, prior, tau = CHAIN.stay, CHAIN.prior, CHAIN.temperature
     move = [
         [stay + (1 - stay) * (1 - prior), (1 - stay) * prior],
         [(1 - stay) * (1 - prior), stay + (1 - stay) * prior],
