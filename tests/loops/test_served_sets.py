@@ -51,3 +51,4 @@ def test_a_set_of_a_later_stage(tiny_model: str, tiny_sets: Any, tmp_path: Path)
 
 def test_a_set_that_nothing_serves_may_be_long(tiny_model: str, sets: Any, tmp_path: Path) -> None:
     tiny_fit(tiny_model, sets, tmp_path / "run", plan=["target"])
+    assert (tmp_path / "run" / "adapters" / "target").is_dir()
