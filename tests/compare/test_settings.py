@@ -1,6 +1,7 @@
 """What a run is made from, read without the parser that needs torch."""
 
 import pytest
+from made_runs import made, write_comparison
 
 from toss_lightning.cli import configs_directory, read_config
 from toss_lightning.compare import settings
@@ -88,3 +89,24 @@ def test_differing_settings_leave_out_what_makes_a_method():
         "model.normalize: default in a, b, c; kept in d",
         "model.optim.lr: 1 in a, c, d; 2 in b",
     ]
+
+
+def test_a_setting_may_name_the_seed_of_its_run(tmp_path):
+    for seed in (1, 2):
+        (tmp_path / f"rows-{seed}.jsonl").write_text("a")
+    path = write_comparison(
+        tmp_path,
+        {"A": {"set": {"loop.scores_from": "scores/seed-{seed}"}}},
+        set={"data.harmful": [{"path": f"{tmp_path}/rows-{{seed}}.jsonl"}]},
+    )
+    runs = made(path)[1]
+    for seed in (1, 2):
+        arguments = runs["A", seed].arguments
+        assert f"--loop.scores_from=scores/seed-{seed}" in arguments
+        assert f'--data.harmful=[{{"path": "{tmp_path}/rows-{seed}.jsonl"}}]' in arguments
+
+    (tmp_path / "rows-2.jsonl").write_text("b")
+    settings._digest_of_file.cache_clear()
+    again = made(path)[1]
+    assert again["A", 1].made_from == runs["A", 1].made_from
+    assert again["A", 2].made_from != runs["A", 2].made_from

@@ -22,6 +22,8 @@ SAYS: dict[State, str] = {
     "stale": "made from other settings; is moved to earlier/ and run again",
 }
 MADE_FROM = "made_from.json"
+SEED = "{seed}"
+"""Stands for a run's seed in values of ``set``."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -90,6 +92,15 @@ def overlays(comparison: Comparison, method: MethodSpec) -> list[Flat]:
     return [flatten(content) for content in (*contents, comparison.set, method.set)]
 
 
+def of_seed(value: Any, seed: int) -> Any:
+    """A value of ``set`` with the seed of a run in place of every ``{seed}``, as in the path of scores of its own."""
+    if isinstance(value, str):
+        return value.replace(SEED, str(seed))
+    if isinstance(value, list):
+        return [of_seed(one, seed) for one in value]
+    return {key: of_seed(one, seed) for key, one in value.items()} if isinstance(value, dict) else value
+
+
 def list_runs(comparison: Comparison) -> list[Run]:
     """Every run, the first seed of all methods first.
 
@@ -105,7 +116,10 @@ def list_runs(comparison: Comparison) -> list[Run]:
             directory = home / one.slug / f"seed-{seed}"
             arguments = (
                 *(f"--config={path}" for path in (*comparison.configs, *one.configs, *comparison.evaluation)),
-                *(f"--{key}={_as_option(value)}" for key, value in {**comparison.set, **one.set}.items()),
+                *(
+                    f"--{key}={_as_option(of_seed(value, seed))}"
+                    for key, value in {**comparison.set, **one.set}.items()
+                ),
                 f"--loop.plan=[{', '.join(plans[one.name])}]",
                 "--loop.evaluation.adapters=[base, target]",
                 f"--loop.evaluation.cache={home / 'cache'}",
@@ -113,7 +127,7 @@ def list_runs(comparison: Comparison) -> list[Run]:
                 f"--run_dir={directory}",
             )
             log = home / "logs" / f"{one.slug}-seed-{seed}.txt"
-            made_from = fingerprint(settings[one.name], plans[one.name], seed)
+            made_from = fingerprint(of_seed(settings[one.name], seed), plans[one.name], seed)
             runs.append(Run(one.name, seed, directory, log, made_from, arguments))
     return runs
 
