@@ -6,8 +6,6 @@ RUNS.json lists the arguments of :func:`method_run`. One start does all of them,
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tiny import save_tiny_model, some_pairs, write_rows
+from two_processes import start
 
 from toss_lightning.cli import configs_directory, main
 
@@ -56,9 +55,9 @@ class KillIn(Callback):
 def prepare(folder: Path) -> None:
     """Writes the model and the sets that all runs share."""
     save_tiny_model(folder / "model")
-    for start, (name, count) in enumerate(SIZES.items()):
+    for first, (name, count) in enumerate(SIZES.items()):
         label = "benign" if name == "custom" else name
-        write_rows(folder / f"{name}.jsonl", some_pairs(count, start), label=label, source="made")
+        write_rows(folder / f"{name}.jsonl", some_pairs(count, first), label=label, source="made")
 
 
 def method_run(folder: str, method: str, run_dir: str, kill: Sequence[Any] = (), options: Sequence[str] = ()) -> None:
@@ -95,13 +94,7 @@ def method_run(folder: str, method: str, run_dir: str, kill: Sequence[Any] = (),
 
 def on_two(runs: Sequence[dict[str, Any]], folder: Path) -> None:
     """Does all runs on 2 processes, the second of which Lightning starts."""
-    path = folder / "runs.json"
-    path.write_text(json.dumps([{**run, "options": ["--trainer.devices=2", "--trainer.strategy=ddp"]} for run in runs]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(path)], env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    start(__file__, [{**run, "options": ["--trainer.devices=2", "--trainer.strategy=ddp"]} for run in runs], folder)
 
 
 if __name__ == "__main__":

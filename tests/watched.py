@@ -7,7 +7,6 @@ RUNS.json lists the arguments of :func:`watched_run`. One start does all of them
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from runs import tiny_fit
+from two_processes import start
 
 from toss_lightning.errors import TrainingError
 from toss_lightning.gradients import SPF, Correction, Gradients, Probe, SafeGrad
@@ -209,13 +209,7 @@ def watched_run(model: str, sets: dict[str, str], folder: str, name: str, ranks:
 
 def on_two(runs: Sequence[dict[str, Any]], folder: Path) -> None:
     """Does all runs on 2 processes, the second of which Lightning starts."""
-    path = folder / "runs.json"
-    path.write_text(json.dumps([{**run, "ranks": 2} for run in runs]), encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(path)], env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    start(__file__, [{**run, "ranks": 2} for run in runs], folder)
 
 
 if __name__ == "__main__":
