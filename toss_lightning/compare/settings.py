@@ -20,8 +20,9 @@ CONTROL = "sft"
 OWN = (
     *("loop.class_path", "loop.plan", "loop.selection", "loop.rounds", "loop.promote", "loop.promotion"),
     *("loop.promote_again", "loop.refit", "loop.stop_early", "model.correction", "data.mixture"),
+    *("loop.scores_from", "loop.scores_round", "loop.selection_from", "model.references"),
 )
-"""Keys that make a method what it is."""
+"""Keys that make a method what it is, or give it what it would make itself."""
 MANAGED = ("run_dir", "ckpt_path", "seed_everything", "loop.plan")
 """Keys that the comparison gives every run, whatever its files say."""
 
