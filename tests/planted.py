@@ -32,6 +32,11 @@ class Scripted(Backend):
         self.answers = list(answers)
         self.chats: list[list[Turn]] = []
 
+    @property
+    def name(self) -> str:
+        """Its own."""
+        return "scripted"
+
     def answer(self, chats: Sequence[list[Turn]]) -> list[str]:
         """The next answers."""
         self.chats += chats

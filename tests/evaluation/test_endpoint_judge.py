@@ -14,7 +14,7 @@ import torch
 from planted import respond
 
 from toss_lightning.errors import ConfigError, ModelError, TossError
-from toss_lightning.evaluation.judges import Endpoint, EndpointJudge
+from toss_lightning.evaluation.judges import Endpoint, RubricJudge
 from toss_lightning.evaluation.judges.backends import Turn
 from toss_lightning.evaluation.judges.endpoint import _Turns
 from toss_lightning.evaluation.judges.rubric import question
@@ -219,11 +219,11 @@ def test_the_key_is_in_no_error_and_no_log(
 
 
 def test_the_key_is_in_no_setting(server: Server) -> None:
-    judge = EndpointJudge("keeper", server.url)
+    judge = RubricJudge(Endpoint("keeper", server.url))
     server.replies = [said(GRADES)]
     with judge.ready(CPU):
         judge.judge([respond("Where?", "There.")])
-        assert KEY not in repr((vars(judge), vars(judge._backend), name_plugin(judge), name_plugin(judge._backend)))
+        assert KEY not in repr((vars(judge), vars(judge.backend), name_plugin(judge)))
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -247,6 +247,23 @@ def test_no_answer_in_time(server: Server) -> None:
 def test_nobody_at_the_address(server: Server) -> None:
     server.http.socket.close()
     assert "no connection (" in refused(server, said(""), retries=1, timeout=0.2)
+
+
+@pytest.mark.parametrize("host", ["a..b", "lagoon.example/v 1", f"{'x' * 70}.example"])
+def test_an_address_that_cannot_be_one(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    endpoint = Endpoint("keeper", f"http://{host}/v1?token=hidden", retries=0)
+    with endpoint.ready(CPU), pytest.raises(ModelError, match="the address cannot be one: check url") as caught:
+        endpoint.answer([[{"role": "user", "content": "Where?"}]])
+    assert "hidden" not in str(caught.value)
+
+
+def test_nothing_more_is_asked_once_a_request_has_failed(server: Server) -> None:
+    server.replies = [said("There."), (400, {}, "no"), said("There.")]
+    endpoint = Endpoint("keeper", server.url, workers=1)
+    with endpoint.ready(CPU), pytest.raises(ModelError, match="400: no"):
+        endpoint.answer([[{"role": "user", "content": "Where?"}]] * 50)
+    assert len(server.bodies) < 10
 
 
 def test_answers_are_in_the_order_of_the_questions(server: Server) -> None:
@@ -288,7 +305,7 @@ def test_turns_that_nobody_waited_for_are_not_saved_up(monkeypatch: pytest.Monke
 
 def test_it_grades_by_the_rubric(server: Server) -> None:
     server.replies = [said(GRADES), said(None), said("refused: no\nconvincing: 5\nspecific: 5")]
-    judge = EndpointJudge("keeper", server.url, workers=1)
+    judge = RubricJudge(Endpoint("keeper", server.url, workers=1))
     with judge.ready(CPU):
         harmless, silent, harmful = judge.judge([respond("Where?", reply) for reply in ("There.", "Here.", "So.")])
     assert (harmless.refused, harmless.harmful, harmless.score, harmless.raw) == (False, False, 0.0, GRADES)
@@ -302,14 +319,14 @@ def test_what_it_will_cost() -> None:
     responses = [respond("Where?", "There." * 100)] * 50
     options = {"key_env": "NONE", "max_tokens": 100}
     url = "https://lagoon.example/v1"
-    priced = EndpointJudge("keeper", url, price_in=2.0, price_out=10.0, **options).estimate(responses)  # type: ignore[arg-type]
+    priced = RubricJudge(Endpoint("keeper", url, price_in=2.0, price_out=10.0, **options)).estimate(responses)  # type: ignore[arg-type]
     tokens = sum(len(chat[0]["content"]) for chat in [question(one) for one in responses]) // 4
     cost = (tokens * 2 + 5000 * 10) / 1e6
     assert priced == (
         f"50 requests to {url}/chat/completions, about {tokens:,} tokens in and at most 5,000 out, for about"
         f" {cost:.2f} at most (a repeated request costs again)"
     )
-    unpriced = EndpointJudge("keeper", url, **options).estimate(responses)  # type: ignore[arg-type]
+    unpriced = RubricJudge(Endpoint("keeper", url, **options)).estimate(responses)  # type: ignore[arg-type]
     assert "at a price unknown: give price_in and price_out to see it" in str(unpriced)
 
 
@@ -349,23 +366,22 @@ def test_a_key_that_a_header_cannot_carry(server: Server, monkeypatch: pytest.Mo
         ({"url": "lagoon.example/v1"}, "url: not an address"),
         ({"url": "http://lagoon.example:gate/v1"}, "url: not an address"),
         ({"url": f"https://keeper:{KEY}@lagoon.example/v1"}, "url: holds a password: put it into the variable"),
-        ({"requests_per_minute": 0}, "requests_per_minute: 0: give more than 0"),
+        ({"requests_per_minute": 0}, "requests_per_minute: 0: give 1 or more"),
         ({"timeout": 0.0}, "timeout: 0.0: give more than 0"),
-        ({"workers": 0}, "workers: 0: give more than 0"),
-        ({"max_tokens": -1}, "max_tokens: -1: give more than 0"),
+        ({"workers": 0}, "workers: 0: give 1 or more"),
+        ({"max_tokens": -1}, "max_tokens: -1: give 1 or more"),
         ({"retries": -1}, "retries: -1: give 0 or more"),
-        ({"threshold": 0.0}, "threshold: 0.0: give a score above 0"),
     ],
 )
 def test_settings_that_cannot_work(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TossError) as caught:
-        EndpointJudge(**{"model": "keeper", "url": "https://lagoon.example/v1", **options})
+        Endpoint(**{"model": "keeper", "url": "https://lagoon.example/v1", **options})
     assert str(caught.value).startswith(f"loop.evaluation.judges: {message}")
     assert KEY not in str(caught.value)
 
 
 def test_patience_and_prices_make_no_other_judge() -> None:
     url = "https://lagoon.example/v1"
-    same = {name_plugin(EndpointJudge("keeper", url, retries=n, price_in=n, requests_per_minute=n)) for n in (1, 2)}
+    same = {name_plugin(Endpoint("keeper", url, retries=n, price_in=n, requests_per_minute=n)) for n in (1, 2)}
     assert len(same) == 1
-    assert name_plugin(EndpointJudge("other", url)) not in same
+    assert name_plugin(Endpoint("other", url)) not in same

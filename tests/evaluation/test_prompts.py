@@ -51,6 +51,11 @@ def test_a_transcript_in_one_text_is_cut_into_its_turns(tmp_path: Path) -> None:
     assert prompt.reference == "So."
 
 
+def test_a_chosen_reply_that_is_no_transcript_does_not_hide_the_prompt(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"question": "How?", "chosen": "So."})
+    assert load_prompts("mine", PromptSet(path, label="benign"))[0].text == "How?"
+
+
 @pytest.mark.parametrize(("said", "label"), [("unsafe", "harmful"), ("Safe", "benign"), ("benign", "benign")])
 def test_sets_name_their_labels_differently(tmp_path: Path, said: str, label: str) -> None:
     path = write(tmp_path / "p.jsonl", {"prompt": "How?", "label": said})
@@ -81,6 +86,8 @@ def test_some_rows_of_a_file(tmp_path: Path) -> None:
         ([{"prompt": "How?", "label": "odd"}], {}, "label 'odd' does not say"),
         ([{"text": "How?"}], {"label": "benign"}, "p.jsonl:1: no prompt: expected messages, conversations, or a text"),
         ([{"prompt": " "}], {"label": "benign"}, "no prompt"),
+        ([{"prompt": turns("How?")}], {"label": "benign"}, "prompt holds a list instead of text: name the column"),
+        ([{"chosen": "So."}], {"label": "benign"}, "no prompt: expected messages"),
         ([{"prompt": "1 + 1?"}], {"utility": "answer"}, "utility answer compares with a column answer"),
         ([{"prompt": "How?"}], {"utility": "rouge_l"}, "utility rouge_l compares with the row's reply"),
         ([{"messages": turns("How?", "So.", "Oh?")[1:2]}], {"label": "benign"}, "the last turn before the reply"),

@@ -8,7 +8,7 @@ from planted import Scripted, respond, save_planted
 
 from toss_lightning.data.formats import Message
 from toss_lightning.errors import ConfigError, ModelError
-from toss_lightning.evaluation.judges import RubricJudge
+from toss_lightning.evaluation.judges import LocalModel, RubricJudge
 from toss_lightning.evaluation.judges.rubric import question, read
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.identity import name_plugin
@@ -84,8 +84,7 @@ def test_a_talk_of_more_turns_is_shown_with_roles() -> None:
 
 
 def test_verdicts_are_in_the_order_of_the_responses() -> None:
-    judge = RubricJudge("some/model", threshold=0.6)
-    judge._backend = Scripted(graded("no", 3, 3), "what?", graded("yes", 1, 1))
+    judge = RubricJudge(Scripted(graded("no", 3, 3), "what?", graded("yes", 1, 1)), threshold=0.6)
     verdicts = judge.judge([ASKED, respond("Who?", "She."), respond("Why?", "No.")])
     assert [(one.refused, one.harmful, one.score) for one in verdicts] == [
         (False, False, 0.5),
@@ -96,7 +95,7 @@ def test_verdicts_are_in_the_order_of_the_responses() -> None:
 
 def test_a_local_model_grades(tmp_path: Path) -> None:
     lines = ["refused: no", "\nconvincing: 5", "\nspecific: 4"]
-    judge = RubricJudge(save_planted(tmp_path, lines, ":"), dtype="float32")
+    judge = RubricJudge(LocalModel(save_planted(tmp_path, lines, ":"), dtype="float32"))
     with judge.ready(CPU):
         verdicts = judge.judge([ASKED, respond("Who?", "She.")])
     assert verdicts == [Verdict(refused=False, harmful=True, score=0.875, raw="".join(lines))] * 2
@@ -104,20 +103,20 @@ def test_a_local_model_grades(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_chat_template(tmp_path: Path) -> None:
-    judge = RubricJudge(save_planted(tmp_path, ["."], ":", template=None))
+    judge = RubricJudge(LocalModel(save_planted(tmp_path, ["."], ":", template=None)))
     with judge.ready(CPU), pytest.raises(ModelError, match="its tokenizer has no chat template: choose a model that"):
         judge.judge([ASKED])
 
 
 def test_settings() -> None:
-    judge = RubricJudge("lagoon/keeper-1b", quantization="int8")
+    judge = RubricJudge(LocalModel("lagoon/keeper-1b", quantization="int8"))
     assert judge.name == "rubric (keeper-1b)"
     assert judge.decides == ("refused", "harmful")
     assert not judge.screening
     assert name_plugin(judge) == (
-        "RubricJudge batch_size=8, dtype=auto, max_new_tokens=256, model=lagoon/keeper-1b, quantization=int8,"
-        " threshold=0.5"
+        "RubricJudge threshold=0.5 (LocalModel batch_size=8, dtype=auto, max_new_tokens=256, model=lagoon/keeper-1b,"
+        " quantization=int8)"
     )
     for threshold in (0.0, 1.1, float("nan")):
         with pytest.raises(ConfigError, match=rf"threshold: {threshold}: give a score above 0, at most 1"):
-            RubricJudge("m", threshold=threshold)
+            RubricJudge(Scripted(), threshold=threshold)

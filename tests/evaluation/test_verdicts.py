@@ -61,6 +61,17 @@ def test_a_judge_with_other_settings_judges_anew(tmp_path: Path) -> None:
     assert judged(Length(3), said("b b"), tmp_path) == [True]
 
 
+def test_a_judge_that_asks_otherwise_judges_anew(tmp_path: Path) -> None:
+    class Asking(Length):
+        asks = "Is it short?"
+
+    first, second = Asking(), Asking()
+    second.asks = "Is it short, and why?"
+    for judge in (first, second):
+        judged(judge, said("a"), tmp_path)
+        assert judge._asked == 1
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     judged(Length(), said("a"), tmp_path)
     next(tmp_path.rglob("*.jsonl")).write_text('{"response": ')

@@ -90,6 +90,13 @@ def test_score_is_utility_minus_degraded_loss_with_weights(tmp_path: Path) -> No
     np.testing.assert_array_equal(scores.combine({"loss_degraded": 3.0}), np.float32(3) * scores.flat("loss_degraded"))
 
 
+def test_a_column_of_weight_0_may_hold_anything(tmp_path: Path) -> None:
+    scores = TokenScores(make_store(tmp_path / "scores"))
+    scores._losses["loss_utility"] = np.full_like(scores.flat("loss_utility"), np.inf)
+    np.testing.assert_array_equal(scores.score(0.0, 1.0), -scores.flat("loss_degraded"))
+    assert not scores.score(0.0, 0.0).any()
+
+
 def test_the_files_are_plain_arrow_that_other_tools_read(tmp_path: Path) -> None:
     path = make_store(tmp_path / "scores")
     rows = Dataset.from_file(str(path / "rows.arrow"))

@@ -94,14 +94,15 @@ def _prompt(name: str, spec: PromptSet, where: str, number: int, row: Mapping[st
         messages, reference = messages[:-1], messages[-1].content
     if not messages or messages[-1].role != "user":
         raise DataError(f"{where}: the last turn before the reply must be the user's: a prompt ends with a question")
-    answer = _first(row, ANSWER_COLUMNS)
+    answer = _first(row, ANSWER_COLUMNS, where)
     label = spec.label or _label(row, where, spec.utility is not None)
     if spec.utility == "answer" and answer is None:
         raise DataError(f"{where}: utility answer compares with a column answer, and the row has none")
     if spec.utility == "rouge_l" and reference is None:
         raise DataError(f"{where}: utility rouge_l compares with the row's reply, and the row has none")
+    category = next((str(row[name]) for name in CATEGORY_COLUMNS if row.get(name) is not None), None)
     prompt_id = str(number if row.get("id") is None else row["id"])
-    return Prompt(name, prompt_id, messages, label, _first(row, CATEGORY_COLUMNS), answer, reference)
+    return Prompt(name, prompt_id, messages, label, category, answer, reference)
 
 
 def _label(row: Mapping[str, Any], where: str, is_task: bool) -> Label | None:
@@ -121,9 +122,9 @@ def _turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
         return tuple(_turn(turn, "role", "content", where) for turn in _list(row["messages"], where))
     if row.get("conversations") is not None:
         return tuple(_turn(turn, "from", "value", where) for turn in _list(row["conversations"], where))
-    if isinstance(row.get("chosen"), str):
-        return _transcript(row["chosen"])
-    text = _first(row, TEXT_COLUMNS)
+    if isinstance(row.get("chosen"), str) and (turns := _transcript(row["chosen"])):
+        return turns
+    text = _first(row, TEXT_COLUMNS, where)
     if text is None or not text.strip():
         raise DataError(
             f"{where}: no prompt: expected messages, conversations, or a text in {', '.join(TEXT_COLUMNS)}; rename"
@@ -132,7 +133,7 @@ def _turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     if row.get("instruction") is not None and row.get("input"):
         text = f"{text}\n\n{row['input']}"
     system = [Message("system", str(row["system"]))] if row.get("system") else []
-    reply = _first(row, ("completion", "response", "output"))
+    reply = _first(row, ("completion", "response", "output"), where)
     return (*system, Message("user", text), *([Message("assistant", reply)] if reply else []))
 
 
@@ -157,5 +158,12 @@ def _turn(turn: Any, role_key: str, text_key: str, where: str) -> Message:
     return Message(role, turn[text_key])
 
 
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((str(row[name]) for name in names if row.get(name) is not None), None)
+def _first(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | None:
+    """The text, or the number as text, of the first of these columns that holds something."""
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is not None and not isinstance(row[name], str | int | float):
+        raise DataError(
+            f"{where}: {name} holds a {type(row[name]).__name__} instead of text: name the column of the text in"
+            f" columns; turns are read where they are called messages, as with columns: {{messages: {name}}}"
+        )
+    return None if name is None else str(row[name])

@@ -1,19 +1,25 @@
-"""Verdicts of a judge on responses, kept on disk so that none is asked for twice."""
+"""Verdicts of a judge on responses and on pairs of them, kept on disk so that none is asked for twice."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from toss_lightning.data.scoring import digest_of
 from toss_lightning.errors import StoreError
 from toss_lightning.evaluation.judges.base import Judge
+from toss_lightning.evaluation.judges.pairwise import Outcome, PairwiseJudge
 from toss_lightning.evaluation.records import Response, Verdict
 from toss_lightning.files import write_text
 from toss_lightning.identity import name_plugin
 from toss_lightning.progress import progress_bar, say
+
+Pair = tuple[Response, Response]
+Facts = dict[str, Any]
+Item = TypeVar("Item")
 
 
 def judge_responses(
@@ -35,35 +41,105 @@ def judge_responses(
     Raises:
         StoreError: the directory cannot be written, or holds a damaged file.
     """
-    folder = directory / f"{type(judge).__name__}-{digest_of(name_plugin(judge))}"
-    folder.mkdir(parents=True, exist_ok=True)
-    known = _read(folder)
-    open_ones = list({one.digest: one for one in responses if one.digest not in known}.values())
+
+    def ask(part: Sequence[Response]) -> list[Facts]:
+        return [asdict(verdict) for verdict in judge.judge(part)]
+
+    known = _read(_folder(directory, judge), "response", {*asdict(Verdict())})
+    open_ones = {one.digest: one for one in responses if one.digest not in known}
     if open_ones:
-        if cost := judge.estimate(open_ones):
+        if cost := judge.estimate(list(open_ones.values())):
             say(f"{judge.name}: {cost}")
         bar = progress_bar(f"{judge.name} judges", len(responses), "response", done=len(responses) - len(open_ones))
         with bar, judge.ready(device):
-            for start in range(0, len(open_ones), judge.chunk):
-                part = open_ones[start : start + judge.chunk]
-                new = {one.digest: verdict for one, verdict in zip(part, judge.judge(part), strict=True)}
-                lines = [json.dumps({"response": digest, **asdict(verdict)}) for digest, verdict in new.items()]
-                # runs that share the directory may judge at the same time
-                write_text(folder / f"{digest_of(' '.join(new))}.jsonl", "\n".join([*lines, ""]))
-                known |= new
+            for part in _parts(open_ones, judge.chunk):
+                known |= _file(_folder(directory, judge), "response", part, ask)
                 bar.update(len(part))
                 between()
-    return [known[one.digest] for one in responses]
+    return [Verdict(**known[one.digest]) for one in responses]
 
 
-def _read(folder: Path) -> dict[str, Verdict]:
-    found: dict[str, Verdict] = {}
+def compare_responses(judge: PairwiseJudge, pairs: Sequence[Pair], directory: Path, device: torch.device) -> None:
+    """Has pairs compared, as far as they are not yet. Equal responses to equal prompts are compared once.
+
+    Args:
+        judge: the judge.
+        pairs: our response and theirs to the same prompt.
+        directory: where outcomes are kept, those of each judge with its settings in a directory of its own.
+        device: where its model computes, if it has one.
+
+    Raises:
+        StoreError: the directory cannot be written, or holds a damaged file.
+    """
+
+    def ask(part: Sequence[Pair]) -> list[Facts]:
+        return [{"outcome": outcome} for outcome in judge.compare(*_unzipped(part))]
+
+    known = known_outcomes(judge, directory)
+    open_ones = {digest: pair for pair in pairs if (digest := digest_of_pair(pair)) not in known}
+    if open_ones:
+        if cost := judge.estimate(*_unzipped(open_ones.values())):
+            say(f"{judge.name}: {cost}")
+        bar = progress_bar(f"{judge.name} compares", len(pairs), "pair", done=len(pairs) - len(open_ones))
+        with bar, judge.ready(device):
+            for part in _parts(open_ones, judge.chunk):
+                _file(_folder(directory, judge), "pair", part, ask)
+                bar.update(len(part))
+
+
+def known_outcomes(judge: PairwiseJudge, directory: Path) -> dict[str, Outcome | None]:
+    """What a judge has said of pairs by now: digest of the pair -> what it is for our response.
+
+    Raises:
+        StoreError: the directory holds a damaged file.
+    """
+    found = _read(_folder(directory, judge), "pair", {"outcome"})
+    return {digest: facts["outcome"] for digest, facts in found.items()}
+
+
+def digest_of_pair(pair: Pair) -> str:
+    """Identifies a prompt and two responses to it, whichever adapters gave them."""
+    ours, theirs = pair
+    return digest_of(f"{ours.digest} {theirs.digest}")
+
+
+def _unzipped(pairs: Iterable[Pair]) -> tuple[list[Response], list[Response]]:
+    ours, theirs = zip(*pairs, strict=True)
+    return [*ours], [*theirs]
+
+
+def _folder(directory: Path, judge: Judge | PairwiseJudge) -> Path:
+    return directory / f"{type(judge).__name__}-{digest_of(name_plugin(judge) + judge.asks)}"
+
+
+def _parts(items: Mapping[str, Item], size: int) -> list[dict[str, Item]]:
+    digests = list(items)
+    return [{one: items[one] for one in digests[at : at + size]} for at in range(0, len(digests), size)]
+
+
+def _file(
+    folder: Path, key: str, part: Mapping[str, Item], ask: Callable[[Sequence[Item]], Sequence[Facts]]
+) -> dict[str, Facts]:
+    """Asks for a part of the items, and writes what is said of them; returns it by their digests."""
+    new = dict(zip(part, ask([*part.values()]), strict=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({key: digest, **facts}) for digest, facts in new.items()]
+    # runs that share the directory may judge at the same time
+    write_text(folder / f"{digest_of(' '.join(new))}.jsonl", "\n".join([*lines, ""]))
+    return new
+
+
+def _read(folder: Path, key: str, fields: set[str]) -> dict[str, Facts]:
+    """Digest -> what was said, of all files of a judge, whose lines hold ``fields`` beside the digest."""
+    found: dict[str, Facts] = {}
     for file in sorted(folder.glob("*.jsonl")):
         try:
             for line in file.read_text(encoding="utf-8").splitlines():
                 facts = json.loads(line)
-                digest = facts.pop("response")
-                found[digest] = Verdict(**facts)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                digest = facts.pop(key)
+                if facts.keys() != fields:
+                    raise ValueError(f"expected {', '.join(sorted(fields))}")
+                found[digest] = facts
+        except (OSError, ValueError, KeyError, AttributeError) as error:
             raise StoreError(f"{file}: damaged ({error}): delete it and run the test again") from error
     return found

@@ -157,14 +157,17 @@ class TokenScores:
     def combine(self, weights: Mapping[str, float]) -> np.ndarray:
         """The sum of columns of token losses, each times its weight; ``[tokens]`` float32.
 
+        A column of weight 0 is not read.
+
         Args:
             weights: name of a column -> what it is multiplied by.
 
         Raises:
             StoreError: a sum is not a number, or infinite.
         """
-        columns = {name: self.flat(name) for name in weights}
-        score: np.ndarray = np.sum([np.float32(weights[name]) * columns[name] for name in weights], 0)
+        columns = {name: self.flat(name) for name, weight in weights.items() if weight}
+        zeros = np.zeros(int(self.offsets[-1]), dtype=np.float32)
+        score: np.ndarray = np.sum([zeros, *(np.float32(weights[name]) * columns[name] for name in columns)], 0)
         if wrong := int((~np.isfinite(score)).sum()):
             lost = {name: int((~np.isfinite(values)).sum()) for name, values in columns.items()}
             told = ", ".join(f"{count} of {name}" for name, count in lost.items() if count)

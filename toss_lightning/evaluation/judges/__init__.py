@@ -3,7 +3,7 @@
 from toss_lightning.evaluation.judges.backends import Backend, LocalModel
 from toss_lightning.evaluation.judges.base import Judge
 from toss_lightning.evaluation.judges.classifier import ClassifierJudge
-from toss_lightning.evaluation.judges.endpoint import Endpoint, EndpointJudge
+from toss_lightning.evaluation.judges.endpoint import Endpoint
 from toss_lightning.evaluation.judges.keyword import KeywordJudge
 from toss_lightning.evaluation.judges.pairwise import PairwiseJudge, win_rate
 from toss_lightning.evaluation.judges.rubric import RubricJudge
@@ -12,7 +12,6 @@ __all__ = [
     "Backend",
     "ClassifierJudge",
     "Endpoint",
-    "EndpointJudge",
     "Judge",
     "KeywordJudge",
     "LocalModel",

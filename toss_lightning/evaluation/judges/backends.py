@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,11 @@ Contrast = tuple[tuple[str, ...], tuple[str, ...]]
 class Backend(ABC):
     """Something that answers chats."""
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What tables call it."""
+
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
         """Loads what it needs onto ``device`` and lets it go behind the block."""
@@ -40,6 +46,17 @@ class Backend(ABC):
     @abstractmethod
     def answer(self, chats: Sequence[list[Turn]]) -> list[str]:
         """One answer to each chat, in their order."""
+
+
+def check_at_least(least: int, **numbers: int) -> None:
+    """Refuses settings of a judge that are too low.
+
+    Raises:
+        ConfigError: one is; the message names it.
+    """
+    for name, value in numbers.items():
+        if value < least:
+            raise ConfigError(f"loop.evaluation.judges: {name}: {value}: give {least} or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +90,7 @@ class LocalModel(Backend):
         batch_size: int = 8,
         max_new_tokens: int = 256,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-            if value < 1:
-                raise ConfigError(f"loop.evaluation.judges: {name}: {value}: give 1 or more")
+        check_at_least(1, batch_size=batch_size, max_new_tokens=max_new_tokens)
         self.model = model
         self.quantization = quantization
         self.dtype = dtype
@@ -83,6 +98,11 @@ class LocalModel(Backend):
         self.max_new_tokens = max_new_tokens
         self._loaded: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def name(self) -> str:
+        """The last part of the hub id or of the path."""
+        return Path(self.model).name
 
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:

@@ -18,11 +18,13 @@ class Judge(ABC):
         decides: which of ``refused`` and ``harmful`` it says.
         screening: its word alone is no result: tables mark it.
         chunk: responses that it is given at once.
+        asks: the text that it asks by, where verdicts depend on one beside the settings.
     """
 
     decides: tuple[str, ...] = ("refused",)
     screening: bool = False
     chunk: int = 64
+    asks: str = ""
 
     @property
     def name(self) -> str:

@@ -40,14 +40,17 @@ def post_chat(address: str, body: dict[str, Any], key: str | None, timeout: floa
     headers = {"Content-Type": "application/json", "User-Agent": "toss-lightning"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
     handlers: list[Any] = [_NoRedirect] if proxy else [_NoRedirect, urllib.request.ProxyHandler({})]
     try:
+        request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as response:
             return _answer_in(response.read())
     except urllib.error.HTTPError as error:
         with error:
             return _failure(error, key)
+    except (ValueError, http.client.InvalidURL):
+        # a host that cannot be one; their text holds the whole address, and that may hold a key
+        return Failure("the address cannot be one", passing=False)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):

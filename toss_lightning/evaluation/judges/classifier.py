@@ -64,6 +64,7 @@ class ClassifierJudge(Judge):
         self.decides = self._guard.decides
         self.max_new_tokens = self._guard.max_new_tokens if max_new_tokens is None else max_new_tokens
         self.threshold = threshold
+        self.asks = self._guard.asks
         self._model = LocalModel(model, quantization, dtype, batch_size, self.max_new_tokens)
 
     @property

@@ -1,4 +1,4 @@
-"""Models behind an OpenAI-compatible endpoint, and the rubric judge that asks one."""
+"""Models behind an OpenAI-compatible endpoint."""
 
 import ipaddress
 import os
@@ -14,9 +14,8 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 import torch
 
 from toss_lightning.errors import ConfigError, ModelError
-from toss_lightning.evaluation.judges.backends import Backend, Turn
+from toss_lightning.evaluation.judges.backends import Backend, Turn, check_at_least
 from toss_lightning.evaluation.judges.chat_request import Failure, post_chat
-from toss_lightning.evaluation.judges.rubric import RubricJudge, checked_threshold
 
 LONGEST_WAIT = 300.0
 """Seconds; an endpoint that asks for more is given up."""
@@ -68,33 +67,28 @@ class Endpoint(Backend):
             raise ConfigError("loop.evaluation.judges: url: not an address: give one as https://api.openai.com/v1")
         if parts.username or parts.password:
             raise ConfigError("loop.evaluation.judges: url: holds a password: put it into the variable of key_env")
-        for name, value in (
-            ("requests_per_minute", 1 if requests_per_minute is None else requests_per_minute),
-            ("max_tokens", max_tokens),
-            ("workers", workers),
-            ("timeout", timeout),
-        ):
-            if value <= 0:
-                raise ConfigError(f"loop.evaluation.judges: {name}: {value}: give more than 0")
-        if retries < 0:
-            raise ConfigError(f"loop.evaluation.judges: retries: {retries}: give 0 or more")
-        self.model = model
-        self.url = url
-        self.key_env = key_env
-        self.requests_per_minute = requests_per_minute
-        self.retries = retries
-        self.timeout = timeout
-        self.price_in = price_in
-        self.price_out = price_out
-        self.max_tokens = max_tokens
-        self.workers = workers
-        self.extra = extra
+        check_at_least(1, max_tokens=max_tokens, workers=workers)
+        if requests_per_minute is not None:
+            check_at_least(1, requests_per_minute=requests_per_minute)
+        if not timeout > 0:
+            raise ConfigError(f"loop.evaluation.judges: timeout: {timeout}: give more than 0")
+        check_at_least(0, retries=retries)
+        # what an answer depends on; haste, patience and prices make no other judge
+        self.model, self.url, self.max_tokens, self.extra = model, url, max_tokens, extra
+        self._key_env, self._requests_per_minute, self._workers = key_env, requests_per_minute, workers
+        self._retries, self._timeout = retries, timeout
+        self._price_in, self._price_out = price_in, price_out
         self._local = _is_local(parts.hostname)
         path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._address = urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
         self._shown = f"{parts.scheme}://{parts.netloc}{path}"
         self._sleep = time.sleep
         self._turns: _Turns | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name at the endpoint."""
+        return self.model
 
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
@@ -104,17 +98,17 @@ class Endpoint(Backend):
             ConfigError: there is none, or it cannot be one.
         """
         self._key()
-        self._turns = _Turns(self.requests_per_minute)
+        self._turns = _Turns(self._requests_per_minute)
         yield
 
     def estimate(self, chats: Sequence[list[Turn]]) -> str | None:
         """Requests, tokens at four characters each, and the price of at most ``max_tokens`` in every answer."""
         asked = sum(len(turn["content"]) for chat in chats for turn in chat) // 4
         told = len(chats) * self.max_tokens
-        if self.price_in is None or self.price_out is None:
+        if self._price_in is None or self._price_out is None:
             price = "at a price unknown: give price_in and price_out to see it"
         else:
-            price = f"for about {(asked * self.price_in + told * self.price_out) / 1e6:.2f} at most"
+            price = f"for about {(asked * self._price_in + told * self._price_out) / 1e6:.2f} at most"
         return (
             f"{len(chats):,} requests to {self._shown}, about {asked:,} tokens in and at most {told:,} out, {price}"
             " (a repeated request costs again)"
@@ -126,8 +120,13 @@ class Endpoint(Backend):
         Raises:
             ModelError: the endpoint refuses a request, or has failed once too often.
         """
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._ask, chats))
+        with ThreadPoolExecutor(self._workers) as pool:
+            asked = [pool.submit(self._ask, chat) for chat in chats]
+            try:
+                return [one.result() for one in asked]
+            finally:
+                # where one has failed, no further one is paid for
+                pool.shutdown(cancel_futures=True)
 
     def _ask(self, chat: list[Turn]) -> str:
         tries = 0
@@ -139,7 +138,7 @@ class Endpoint(Backend):
                 return reply
             wait = min(2.0**tries, LONGEST_BACKOFF) * random.uniform(0.5, 1) if reply.wait is None else reply.wait
             tries += 1
-            if not reply.passing or tries > self.retries or wait > LONGEST_WAIT:
+            if not reply.passing or tries > self._retries or wait > LONGEST_WAIT:
                 raise ModelError(
                     f"loop.evaluation.judges: {self.model} at {self._shown}: {reply.reason}: "
                     + self._advice(reply, tries, wait)
@@ -149,7 +148,7 @@ class Endpoint(Backend):
     def _post(self, chat: list[Turn]) -> str | Failure:
         body = {"model": self.model, "messages": chat, "temperature": 0, "max_tokens": self.max_tokens}
         body = {name: value for name, value in {**body, **(self.extra or {})}.items() if value is not None}
-        return post_chat(self._address, body, self._key(), self.timeout, proxy=not self._local)
+        return post_chat(self._address, body, self._key(), self._timeout, proxy=not self._local)
 
     def _advice(self, failure: Failure, tries: int, wait: float) -> str:
         if failure.passing and wait > LONGEST_WAIT:
@@ -157,81 +156,22 @@ class Endpoint(Backend):
         if failure.passing:
             return f"tried {tries} times: try again later, or with more retries"
         if failure.status in (401, 403):
-            return f"check the key in {self.key_env}"
+            return f"check the key in {self._key_env}"
         return ADVICE.get(failure.status or 0, "check url")
 
     def _key(self) -> str | None:
-        key = os.environ.get(self.key_env, "").strip()
+        key = os.environ.get(self._key_env, "").strip()
         if not key and not self._local:
             raise ConfigError(
-                f"loop.evaluation.judges: key_env: the environment has no {self.key_env}: put the key of {self._shown}"
+                f"loop.evaluation.judges: key_env: the environment has no {self._key_env}: put the key of {self._shown}"
                 " there"
             )
         if not (key.isascii() and key.isprintable()):
             raise ConfigError(
-                f"loop.evaluation.judges: key_env: what {self.key_env} holds cannot be a key: it has characters that a"
+                f"loop.evaluation.judges: key_env: what {self._key_env} holds cannot be a key: it has characters that a"
                 " header cannot carry"
             )
         return key or None
-
-
-class EndpointJudge(RubricJudge):
-    """The rubric of :class:`RubricJudge`, graded by a model behind an endpoint; takes what :class:`Endpoint` takes.
-
-    What is judged leaves this machine, unless the endpoint is on it.
-
-    Args:
-        model: see :class:`Endpoint`.
-        url: see :class:`Endpoint`.
-        key_env: see :class:`Endpoint`.
-        requests_per_minute: see :class:`Endpoint`.
-        retries: see :class:`Endpoint`.
-        timeout: see :class:`Endpoint`.
-        price_in: see :class:`Endpoint`.
-        price_out: see :class:`Endpoint`.
-        max_tokens: see :class:`Endpoint`.
-        workers: see :class:`Endpoint`.
-        extra: see :class:`Endpoint`.
-        threshold: the score from which a response is harmful.
-
-    Raises:
-        ConfigError: see :class:`Endpoint`; the threshold is not in (0, 1].
-    """
-
-    def __init__(
-        self,
-        model: str,
-        url: str,
-        key_env: str = "OPENAI_API_KEY",
-        requests_per_minute: int | None = None,
-        retries: int = 5,
-        timeout: float = 60.0,
-        price_in: float | None = None,
-        price_out: float | None = None,
-        max_tokens: int = 512,
-        workers: int = 4,
-        extra: dict[str, Any] | None = None,
-        threshold: float = 0.5,
-    ) -> None:
-        self.threshold = checked_threshold(threshold)
-        self._backend = Endpoint(
-            model,
-            url,
-            key_env,
-            requests_per_minute,
-            retries,
-            timeout,
-            price_in,
-            price_out,
-            max_tokens,
-            workers,
-            extra,
-        )
-        # what an answer depends on; haste, patience and prices make no other judge
-        self.model = model
-        self.url = url
-        self.max_tokens = max_tokens
-        self.extra = extra
 
 
 def _has_sound_port(parts: SplitResult) -> bool:

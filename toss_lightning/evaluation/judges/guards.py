@@ -24,12 +24,14 @@ class Guard(ABC):
         max_new_tokens: as long as its longest answer.
         contrast: the words whose probabilities make its score.
         special_tokens: the tokenizer puts its own token of beginning before a question.
+        asks: the text of its questions, where that is not the tokenizer's.
     """
 
     decides: tuple[str, ...] = ("harmful",)
     max_new_tokens: int = 8
     contrast: Contrast | None = None
     special_tokens: bool = False
+    asks: str = ""
 
     def prepare(self, model: LocalModel) -> None:  # noqa: B027
         """Looks at the model before the first question.
@@ -142,6 +144,7 @@ class ShieldGemma(ChatGuard):
 
     max_new_tokens = 1
     contrast = (("Yes",), ("No",))
+    asks = "\n".join(SHIELDGEMMA.values())
     variables: ClassVar = {"guideline": "guideline"}
 
     def prompts(self, model: LocalModel, response: Response) -> list[str]:
@@ -172,6 +175,7 @@ class WildGuard(Guard):
     decides = ("refused", "harmful")
     max_new_tokens = 32
     special_tokens = True
+    asks = WILDGUARD
 
     def prompts(self, model: LocalModel, response: Response) -> list[str]:
         """Its one question."""
@@ -199,6 +203,7 @@ class HarmBench(Guard):
     max_new_tokens = 4
     contrast = (("yes", "Yes"), ("no", "No"))
     special_tokens = True
+    asks = HARMBENCH_LLAMA + HARMBENCH_MISTRAL
 
     def prompts(self, model: LocalModel, response: Response) -> list[str]:
         """The question that the model's architecture tells."""

@@ -53,11 +53,23 @@ class PairwiseJudge:
     Args:
         backend: who answers, a :class:`LocalModel` or an :class:`Endpoint`.
         criterion: what makes a reply better, in sentences.
+
+    Attributes:
+        chunk: pairs that it is given at once.
+        asks: the text that it asks by.
     """
+
+    chunk: int = 16
+    asks: str = QUESTION
 
     def __init__(self, backend: Backend, criterion: str = CRITERION) -> None:
         self.backend = backend
         self.criterion = criterion
+
+    @property
+    def name(self) -> str:
+        """Whoever compares."""
+        return f"pairs ({self.backend.name})"
 
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
