@@ -40,6 +40,8 @@ Without --config, fit runs the demo on the bundled model. Several --config files
 A method is a file too, laid over configs/toss.yaml or, to try it, over the demo:
   toss fit --config demo --config methods/spf
 """
+ALONE = "--own_config=false"
+"""Has ``test`` leave out the configuration of the run, which otherwise lies beneath the files that are given."""
 METHODS_HELP = """usage: toss methods [NAME]
 
 {text}
@@ -77,6 +79,7 @@ VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
   --loop.rounds N          rounds of TOSS-Pro; also promote, promotion, refit, stop_early
   --loop.scores_from DIR   select from these scores; --loop.selection_from DIR trains with this selection
   --config evaluation/demo     an example of what the step test and the verb test ask, and who judges
+  --own_config=false       test: leave out the run's config.yaml, which otherwise lies beneath the files given
   --loop.epochs N
   --trainer.devices N      and every other argument of lightning.Trainer
   --print_config           every key with its value, instead of running
@@ -207,8 +210,9 @@ def with_configs(args: Sequence[str]) -> list[str]:
             configs.append(find_config(value))
         else:
             options.append(arg)
+    options, alone = [one for one in options if one != ALONE], ALONE in options
     own = _run_dir_of(options) / "config.yaml"
-    if own.is_file() and (args[0] == "test" or (args[0] == "select" and not configs)):
+    if own.is_file() and not alone and (args[0] == "test" or (args[0] == "select" and not configs)):
         configs = [own, *configs]
     if not configs:
         configs = [configs_directory() / "demo.yaml"]

@@ -59,3 +59,12 @@ def test_methods_are_run_failures_reported_and_the_base_replies_once(
     assert main(["compare", "compare.yaml"]) == 0
     assert "seed 1: done in" not in capsys.readouterr().out
     assert json.loads(Path("run/compare.json").read_text()) == {**found, "missing": [], "differing": []}
+
+    # another evaluation: judges that no file names any more do not stay beneath
+    del evaluation["judges"]
+    Path("asked.yaml").write_text(yaml.safe_dump({"loop": {"evaluation": evaluation}}))
+    assert len(list(Path("run/cache/verdicts").iterdir())) == 1
+    assert main(["compare", "compare.yaml"]) == 0
+    assert capsys.readouterr().out.count("seed 1: done in") == 2
+    assert len(list(Path("run/cache/verdicts").iterdir())) == 2
+    assert len(list(Path("run/cache/replies").iterdir())) == 6

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from toss_lightning.cli import read_config
+from toss_lightning.cli import ALONE, read_config
 from toss_lightning.compare.settings import Flat, find_plan, fingerprint, flatten
 from toss_lightning.compare.spec import Comparison, MethodSpec
 from toss_lightning.files import write_json
@@ -81,7 +81,8 @@ class Run:
 
     def command(self) -> list[str]:
         """What does what is left to do."""
-        verb, further = ("test", []) if self.state() == "test" else ("fit", ["--ckpt_path=auto"])
+        # settings that the run was evaluated with before, and that no file names any more, must not lie beneath
+        verb, further = ("test", [ALONE]) if self.state() == "test" else ("fit", ["--ckpt_path=auto"])
         return [sys.executable, "-m", "toss_lightning", verb, *self.arguments, *further]
 
 
