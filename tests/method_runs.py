@@ -94,7 +94,8 @@ def method_run(folder: str, method: str, run_dir: str, kill: Sequence[Any] = (),
 
 def on_two(runs: Sequence[dict[str, Any]], folder: Path) -> None:
     """Does all runs on 2 processes, the second of which Lightning starts."""
-    start(__file__, [{**run, "options": ["--trainer.devices=2", "--trainer.strategy=ddp"]} for run in runs], folder)
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    start(__file__, [{**run, "options": [*run.get("options", []), *two]} for run in runs], folder)
 
 
 if __name__ == "__main__":

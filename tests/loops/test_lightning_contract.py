@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from runs import tiny_fit
 
 from toss_lightning.loops import TossProLoop
+from toss_lightning.loops.checkpoints import PlanCheckpoint
 from toss_lightning.loops.plan_loop import PlanLoop
 
 
@@ -54,6 +56,23 @@ def test_the_loader_is_asked_for_again_once_the_old_one_is_gone() -> None:
 def test_the_states_of_the_loaders_wait_in_the_loop_until_the_loader_is_there() -> None:
     source = inspect.getsource(_FitLoop._load_combined_loader_states)
     assert "self._combined_loader._load_state_dicts(self._combined_loader_states_to_load)" in source
+
+
+def test_the_flag_of_the_last_batch_ends_an_epoch_and_is_in_checkpoints(loop: _FitLoop) -> None:
+    progress = loop.epoch_loop.batch_progress
+    progress.is_last_batch = True
+    assert loop.epoch_loop._num_ready_batches_reached()
+    assert "self._num_ready_batches_reached()" in inspect.getsource(_TrainingEpochLoop._is_training_done.fget)
+    assert progress.state_dict()["is_last_batch"]
+    assert "self.epoch_loop.batch_progress.is_last_batch" in inspect.getsource(_FitLoop.reset)
+    progress.reset_on_run()
+    assert not progress.is_last_batch
+
+
+def test_callbacks_that_write_checkpoints_come_last(tmp_path: Path) -> None:
+    saver = PlanCheckpoint(tmp_path, 1)
+    trainer = Trainer(logger=False, callbacks=[saver, Callback()], enable_progress_bar=False, accelerator="cpu")
+    assert trainer.callbacks[-1] is saver
 
 
 def test_the_fit_loop_of_a_trainer_can_be_replaced_and_runs(tiny_model: str, tiny_sets: dict, tmp_path: Path) -> None:

@@ -3,16 +3,18 @@
 Continuous measures that need no generation and no judge, and so are sensitive on small models and few prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from toss_lightning.data.batching import PassBatches, plan_pass
+from toss_lightning.data.formats import Conversation
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.models.adapters import BASE
 from toss_lightning.models.divergence import base_divergence
@@ -42,9 +44,14 @@ class Measured:
 
 
 def measure(
-    trainer: Trainer, rows: Sequence[TokenizedRow], adapter: str, openers: Sequence[int], max_tokens: int, name: str
+    trainer: Trainer,
+    rows: Sequence[TokenizedRow],
+    adapter: str,
+    openers: Sequence[int],
+    max_tokens: int,
+    name: str | None = None,
 ) -> Measured:
-    """Takes rows through the base and an adapter once; every rank gets the whole.
+    """Takes rows through the base and an adapter once; every rank gets the whole, and a training goes on unchanged.
 
     Args:
         trainer: holds the module and the strategy.
@@ -52,24 +59,33 @@ def measure(
         adapter: the adapter of the module; ``base`` for none.
         openers: ids of the tokens that refusals begin with.
         max_tokens: padded tokens that a device holds at once.
-        name: what a progress bar says.
+        name: what a progress bar says; none is shown by default.
     """
     module: Any = trainer.lightning_module
     groups = plan_pass([len(row.input_ids) for row in rows], max_tokens, trainer.world_size)[trainer.global_rank]
     batches = PassBatches(rows, groups)
-    was_training = module.training
-    module.eval()
     found = [torch.zeros((0, 5), dtype=torch.float64, device=module.device)]
-    bar = progress_bar(name, len(groups), "batch", trainer.is_global_zero)
-    with bar, torch.no_grad(), module.using(adapter):
+    bar = progress_bar(name or "", len(groups), "batch", trainer.is_global_zero and name is not None)
+    with bar, torch.no_grad(), _evaluating(module), module.using(adapter):
         for at in range(len(groups)):
             if groups[at]:
                 batch = trainer.strategy.batch_to_device(batches[at])
                 found.append(_measure_batch(module, batch, adapter, openers))
             bar.update()
-    module.train(was_training)
     whole, _ = gather(trainer.strategy, torch.cat(found))
     return _in_order(whole.cpu().numpy(), len(rows))
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, then the mode that each part had, for parts of one model may differ."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _measure_batch(module: Any, batch: dict[str, Any], adapter: str, openers: Sequence[int]) -> Tensor:
@@ -95,6 +111,12 @@ def _in_order(values: np.ndarray, rows: int) -> Measured:
     counts = np.bincount(row, minlength=rows)
     loss = np.bincount(row, values[:, 2], rows) / counts
     return Measured(loss, np.bincount(row, values[:, 4], rows), values[:, 3], values[:, 1].astype(np.int64))
+
+
+def reply_rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[TokenizedRow]:
+    """Conversations as rows whose response is the last turn alone, which is the reply that is measured."""
+    last = ChatTokenizer(chat.tokenizer, "last", chat.template_options)
+    return [last.tokenize(one, number) for number, one in enumerate(conversations)]
 
 
 def opener_tokens(chat: ChatTokenizer) -> list[int]:

@@ -10,150 +10,32 @@ these changes):
 - ``_combined_loader_states_to_load`` and ``epoch_loop.batch_progress``: see ``_fit_to_ranks``.
 - ``_Loop.restarting``: see ``_forget_restart``.
 - ``restarted_mid_epoch``, ``reset_restart_stage`` and ``epoch_loop.reset``: see ``_close_restored_epoch``.
+- ``epoch_loop.batch_progress.is_last_batch``: see ``end_stage_early``. It ends an epoch, and checkpoints hold it, so
+  that a restored epoch is closed as one is that a checkpoint was written on the last batch of.
 - ``epoch_loop.val_loop.run()`` and its ``restarting``: evaluate between stages as Lightning does between epochs.
 """
 
-from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
 
 from toss_lightning.errors import StoreError
 from toss_lightning.identity import check_identity
-from toss_lightning.loops.checkpoints import PlanCheckpoint
-from toss_lightning.loops.plan import Action, Plan, Stage
+from toss_lightning.loops.plan import Stage
+from toss_lightning.loops.plan_state import PlanState
 from toss_lightning.progress import say
 
 
-class PlanLoop(_FitLoop, ABC):
+class PlanLoop(PlanState):
     """Walks a plan; what its steps do is for the class that derives from it.
 
     Callbacks that have a method ``on_plan_start(trainer)`` are called before the first step, behind any refusal.
-
-    Attributes:
-        plan: the steps.
-        cursor: the step that is running or comes next.
-        entered_at: epochs that were done when the running stage began; None between stages.
-        last_round: steps of later rounds are left out.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        super().__init__(trainer, min_epochs=0, max_epochs=0)
-        self.epoch_loop = trainer.fit_loop.epoch_loop  # keeps the Trainer's max_steps and its validation loop
-        self.plan = Plan()
-        self.cursor = 0
-        self.entered_at: int | None = None
-        self.last_round: int | None = None
+        super().__init__(trainer)
         self._saved_accumulate: int | None = None
-
-    # --- what a plan's steps do ---------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def make_plan(self) -> Plan:
-        """Checks the settings against the data and the adapters at hand."""
-
-    @abstractmethod
-    def identity(self) -> dict[str, str]:
-        """What the optimizer steps of this run depend on; a checkpoint of another one is refused."""
-
-    @abstractmethod
-    def begin(self) -> None:
-        """Called once in each process, before the first step or where a checkpoint left off."""
-
-    @abstractmethod
-    def arm(self, stage: Stage) -> None:
-        """Points the datamodule and the module at a stage, a new one or one that is resumed."""
-
-    @abstractmethod
-    def begin_stage(self, stage: Stage) -> None:
-        """Called when an armed stage has its data and the number of its steps."""
-
-    @abstractmethod
-    def end_stage(self, stage: Stage) -> None:
-        """Files what a stage brought."""
-
-    @abstractmethod
-    def act(self, action: Action) -> None:
-        """Does what stands between stages."""
-
-    @abstractmethod
-    def end(self, complete: bool) -> None:
-        """Called behind the last step, or where the Trainer's own limits cut the run short."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides, as plain values that load with ``weights_only``."""
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Takes :meth:`state` back."""
-
-    # --- where the run is -------------------------------------------------------------------------------------------
-
-    @property
-    def stage(self) -> Stage | None:
-        """The stage that is running."""
-        if self.entered_at is None:
-            return None
-        step = self.plan.steps[self.cursor]
-        assert isinstance(step, Stage)
-        return step
-
-    @property
-    def place(self) -> str:
-        """The step of the plan that is running or comes next."""
-        return next((step.name for step in self.plan.steps[self.cursor :] if not self.is_left_out(step)), "end")
-
-    @property
-    def step_in_stage(self) -> int:
-        """Optimizer steps that this stage has taken."""
-        assert self.entered_at is not None
-        steps_per_epoch = self.trainer.num_training_batches // self.trainer.accumulate_grad_batches
-        in_epoch = max(0, self.batch_idx + 1) // self.trainer.accumulate_grad_batches
-        return (self.epochs_done - self.entered_at) * int(steps_per_epoch) + in_epoch
-
-    @property
-    def epochs_done(self) -> int:
-        """Epochs of all stages together."""
-        progress: Any = self.epoch_progress.current
-        return progress.processed
-
-    @property
-    def module(self) -> Any:
-        """The module: whatever has the adapter bank and the held-out losses of :class:`WeightedLoraModule`."""
-        return self.trainer.lightning_module
-
-    @property
-    def datamodule(self) -> Any:
-        """The datamodule: whatever has the sets, stages and scoring of :class:`TossDataModule`."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
-
-    @property
-    def run_dir(self) -> Path:
-        """Where everything is written."""
-        return Path(self.trainer.default_root_dir)
-
-    @property
-    def saver(self) -> PlanCheckpoint | None:
-        """The callback that writes checkpoints; None where the Trainer has none."""
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next((one for one in callbacks if isinstance(one, PlanCheckpoint)), None)
-
-    def is_left_out(self, step: Stage | Action) -> bool:
-        """The step belongs to a round that is not run any more."""
-        return self.last_round is not None and step.round > self.last_round
-
-    @property
-    def _stage_is_over(self) -> bool:
-        stage, begun = self.stage, self.entered_at
-        return stage is not None and begun is not None and self.epochs_done >= begun + stage.epochs
-
-    @property
-    def _stages_left(self) -> list[Stage]:
-        rest = self.plan.steps[self.cursor :]
-        return [step for step in rest if isinstance(step, Stage) and not self.is_left_out(step)]
 
     # --- walking ----------------------------------------------------------------------------------------------------
 
@@ -172,9 +54,12 @@ class PlanLoop(_FitLoop, ABC):
             self._fit_to_ranks()
             super().run()
             # where a stage is left, or the epoch was cut, the Trainer's own limits ended the loop
-            if self._stage_is_over and self.batch_idx + 1 >= self.trainer.num_training_batches:
+            whole = self.batch_idx + 1 >= self.trainer.num_training_batches
+            if self.stage_is_over and (whole or self.ends_after is not None):
+                if not whole:
+                    self._close_restored_epoch()
                 self._leave()
-                if not self._stages_left:
+                if not self.stages_left:
                     self._go_on()
         self.end(complete=self.cursor == len(self.plan.steps))
 
@@ -218,7 +103,7 @@ class PlanLoop(_FitLoop, ABC):
     def _leave(self) -> None:
         assert self.stage is not None
         self.end_stage(self.stage)
-        self.entered_at = None
+        self.entered_at = self.ends_after = None
         self._pass_boundary()
 
     def _pass_boundary(self) -> None:
@@ -228,10 +113,20 @@ class PlanLoop(_FitLoop, ABC):
             self.saver.save(self.trainer)
             self.saver.stop_if_told(self.trainer, saved=True)
 
+    def end_stage_early(self) -> None:
+        """Ends the running stage with the optimizer step that was just taken; the plan goes on behind it.
+
+        To be called on all ranks, from the ``on_train_batch_end`` of a callback: Lightning calls callbacks that write
+        checkpoints last, so that the one of this step knows of it.
+        """
+        assert self.entered_at is not None
+        self.ends_after = self.epochs_done - self.entered_at + 1
+        self.epoch_loop.batch_progress.is_last_batch = True
+        self._limit_epochs()
+
     def _limit_epochs(self) -> None:
         """Tells Lightning how many epochs there are by now, all stages together."""
-        begun = self.epochs_done if self.entered_at is None else self.entered_at
-        self.max_epochs = begun + sum(stage.epochs for stage in self._stages_left)
+        self.max_epochs = self.epochs_in_all
 
     def evaluate(self, name: str) -> None:
         """Takes the held-out losses of the adapter in use, as Lightning does between epochs."""
@@ -255,7 +150,7 @@ class PlanLoop(_FitLoop, ABC):
             StopIteration: no stage is left, and Lightning's loop ends.
         """
         self._close_restored_epoch()
-        if self._stage_is_over:
+        if self.stage_is_over:
             self._leave()
             self._go_on()
             if self.stage is None:
@@ -308,6 +203,7 @@ class PlanLoop(_FitLoop, ABC):
             "epochs": self.plan.epochs,
             "cursor": self.cursor,
             "entered_at": self.entered_at,
+            "ends_after": self.ends_after,
             "last_round": self.last_round,
             "stage_steps": self.module.stage_steps,
             "accumulate": self.trainer.accumulate_grad_batches,
@@ -324,7 +220,7 @@ class PlanLoop(_FitLoop, ABC):
         ours = {"loop.plan": ", ".join(self.plan.names[:count]), "number of epochs": str(self.plan.epochs[:count])}
         check_identity(theirs | state_dict["identity"], ours | self.identity())
         self.cursor, self.entered_at = state_dict["cursor"], state_dict["entered_at"]
-        self.last_round = state_dict["last_round"]
+        self.ends_after, self.last_round = state_dict["ends_after"], state_dict["last_round"]
         self._saved_accumulate = state_dict["accumulate"]
         self.load_state(state_dict)
         if self.stage is not None:

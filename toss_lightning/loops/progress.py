@@ -44,8 +44,9 @@ class StageProgress(ProgressBar):
             self._bar.update()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the bar with the last step of a stage."""
-        if self._bar is not None and self._bar.total is not None and self._bar.n >= self._bar.total:
+        """Closes the bar with the last step of a stage, which may come early."""
+        loop: Any = trainer.fit_loop
+        if loop.stage_is_over:
             self._close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

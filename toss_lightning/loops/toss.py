@@ -37,6 +37,8 @@ class TossLoop(TossPlan):
             self.summary.held_out["base"] = dict(self.module.held_out)
         else:
             say(f"Resumed: {self.trainer.global_step} optimizer steps are done; it goes on with {self.place}")
+        if self.watch is not None and any(step.name in self.watch.settings.stages for step in self.plan.steps):
+            self.watch.begin(self.trainer, self.summary)
         self._stage_started = time.monotonic()
 
     def _warn_of_rounding(self, weighted: bool) -> None:
@@ -46,7 +48,7 @@ class TossLoop(TossPlan):
             return
         rank_zero_warn(
             f"{' and '.join(keys)}: divergences from the base are taken in {dtype}, in which small ones are rounding"
-            " (docs/methods/safegrad.md says how small): set model.base.dtype: float32 where memory allows"
+            " (see docs/methods/safegrad.md): set model.base.dtype: float32 where memory allows"
         )
 
     def end(self, complete: bool) -> None:

@@ -9,13 +9,14 @@ from lightning.pytorch import Trainer
 
 from toss_lightning.data.datamodule import Companions
 from toss_lightning.errors import ConfigError, StoreError
-from toss_lightning.evaluation import Evaluation, Evaluator
+from toss_lightning.evaluation import Evaluation, Evaluator, SafetyProbe
 from toss_lightning.files import restore_directory, sweep
 from toss_lightning.identity import name_plugin
 from toss_lightning.loops.method import Method
 from toss_lightning.loops.metrics import MetricsCsv
 from toss_lightning.loops.plan import TOSS_PLAN, Action, Given, Plan, Stage, make_plan
 from toss_lightning.loops.plan_loop import PlanLoop
+from toss_lightning.loops.safety_watch import SafetyWatch
 from toss_lightning.loops.strategies import check_trainer
 from toss_lightning.models.module import REFERENCES
 from toss_lightning.models.sharding import is_sharding
@@ -46,6 +47,7 @@ class TossPlan(PlanLoop):
         scores_round: the round of that store; its last one by default.
         selection_from: a selection to train the target with, instead of a ``select`` step.
         evaluation: what the step ``test`` asks of the adapters, and who judges.
+        safety_probe: what is measured of ``sft`` and ``target`` while they train, and the drift that ends them.
 
     Attributes:
         written: the plan as it was given; ``steps`` may be a part of it.
@@ -69,6 +71,7 @@ class TossPlan(PlanLoop):
         scores_round: int | None = None,
         selection_from: str | None = None,
         evaluation: Evaluation | None = None,
+        safety_probe: SafetyProbe | None = None,
     ) -> None:
         check_trainer(trainer)
         super().__init__(trainer)
@@ -82,6 +85,9 @@ class TossPlan(PlanLoop):
         self.selector: SelectorTraining | None = None
         self._objective_state: dict[str, Any] = {}
         self._evaluator: Evaluator | None = None
+        self.watch = SafetyWatch(safety_probe) if safety_probe is not None else None
+        if self.watch is not None:
+            trainer.callbacks.insert(0, self.watch)  # type: ignore[attr-defined]
         self._weights: TokenWeights | None = None
         self._selected: str | None = None
         self._stage_started = 0.0
@@ -123,6 +129,8 @@ class TossPlan(PlanLoop):
         if "test" in self.steps:
             self._evaluator = self._new_evaluator()
         if not self._only_tests:
+            if self.watch is not None:
+                self.watch.prepare(self.trainer, self.datamodule.chat, self.datamodule.max_tokens, self.written)
             self._check_given()
             self.datamodule.check_fits(self._served(plan))
         if self.trainer.is_global_zero:
@@ -209,6 +217,7 @@ class TossPlan(PlanLoop):
             "loop.scores_from": f"{self.scores_from}, round {self.scores_round}",
             "trainer.gradient_clip_val": f"{self.trainer.gradient_clip_val} {self.trainer.gradient_clip_algorithm}",
             "seed_everything": str(global_seed()),
+            "loop.safety_probe": self.watch.prober.identity() if self.watch is not None else "none",
             **self.module.identity(),
             **self.datamodule.identity(),
         }

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import Trainer
 
 from toss_lightning.errors import ConfigError
-from toss_lightning.evaluation import Evaluation
+from toss_lightning.evaluation import Evaluation, SafetyProbe
 from toss_lightning.loops.plan import TOSS_PLAN, Action, Plan, Stage
 from toss_lightning.loops.rounds import check_rounds, compare_rounds, describe_promoted, promoted_count
 from toss_lightning.loops.toss import TossLoop
@@ -49,6 +49,8 @@ class TossProLoop(TossLoop):
         selection_from: a selection to train the target with, instead of a ``select`` step; it may come from another
             base with the same tokenizer.
         evaluation: what the step ``test`` asks of the adapters, and who judges.
+        safety_probe: what is measured of ``sft`` and ``target`` while they train, and the drift that ends them; not
+            probed by default.
 
     Raises:
         ConfigError: the Trainer accumulates gradients itself, or its strategy does not leave adapters whole.
@@ -71,12 +73,13 @@ class TossProLoop(TossLoop):
         scores_round: int | None = None,
         selection_from: str | None = None,
         evaluation: Evaluation | None = None,
+        safety_probe: SafetyProbe | None = None,
     ) -> None:
         for name, value, kind in (("promotion", promotion, Promotion), ("refit", refit, Refit)):
             if value not in get_args(kind):
                 raise ConfigError(f"loop.{name}: {value!r} is not one of {', '.join(get_args(kind))}")
         given = (scores_from, scores_round, selection_from)
-        super().__init__(trainer, plan, selection, epochs, reference_epochs, *given, evaluation)
+        super().__init__(trainer, plan, selection, epochs, reference_epochs, *given, evaluation, safety_probe)
         self.rounds, self.promote, self.promotion = rounds, promote, promotion
         self.promote_again, self.refit, self.stop_early = promote_again, refit, stop_early
 

@@ -1,5 +1,6 @@
 """summary.json, and what a run prints at its start and its end."""
 
+import copy
 import json
 import platform
 import resource
@@ -58,6 +59,10 @@ class Summary:
     """The target is what plain fine-tuning would have made of the same rows: no plug-in changed anything."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """For each round of TOSS-Pro: promoted rows and their labels, threshold and overlap of masks, harmful loss."""
+    safety_probe: dict[str, Any] = field(default_factory=dict)
+    """``base`` -> what the probe measured of it; ``stages`` -> a stage -> the same at each probe, with the drift."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Stage that was ended early -> when and why, in words."""
 
     def of_round(self, round: int) -> dict[str, Any]:
         """What is known of a round, to read and to add to."""
@@ -78,6 +83,8 @@ class Summary:
             "correction": dict(self.correction),
             "idle": list(self.idle),
             "plain": self.plain,
+            "safety_probe": copy.deepcopy(self.safety_probe),
+            "stopped": dict(self.stopped),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -122,6 +129,11 @@ class Summary:
         if self.idle and self.plain:
             say("WARNING: no plug-in of this method changed anything: the target is a plain fine-tuning")
 
+    def say_stopped(self) -> None:
+        """Says loudly which stages were ended early."""
+        for reason in self.stopped.values():
+            say(f"WARNING: {reason}")
+
     def say_round(self, round: int) -> None:
         """Says what a round brought, in one line."""
         facts = self.of_round(round)
@@ -161,6 +173,7 @@ class Summary:
         )
         console = Console()
         console.print(losses_table(self))
+        self.say_stopped()
         for line in (plain_words(self), f"Adapters, scores and summary.json are in {run_dir}"):
             if line:
                 console.print(line, soft_wrap=True)
