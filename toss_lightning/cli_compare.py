@@ -11,8 +11,8 @@ from toss_lightning.cli import find_config
 from toss_lightning.compare.running import run_all
 from toss_lightning.compare.runs import Run, list_runs, overlays, show_runs
 from toss_lightning.compare.settings import differing, say_differing
-from toss_lightning.compare.spec import KEYS, Comparison, load_comparison
-from toss_lightning.errors import ConfigError, Stopped
+from toss_lightning.compare.spec import KEYS, Comparison, WinRate, load_comparison
+from toss_lightning.errors import ConfigError, Stopped, TossError
 
 SWITCHES = ("dry_run", "report")
 HELP = """usage: toss compare FILE.yaml [--dry_run] [--report] [--KEY VALUE ...]
@@ -28,8 +28,9 @@ noise. The same command goes on where a stopped one left off; what is done is no
   --threads N              of each run; by default the cores shared out
   --gpus "[0, 1]"          what each of the runs at once sees
   --baseline NAME          the method that the others are compared with
+  --oracle NAME            the best there could be: what share of the way to it the others go
 
-The demo, an hour or two on a laptop: toss compare compare/demo. Its file, configs/compare/demo.yaml, says what every
+The demo, nine runs of a few minutes: toss compare compare/demo. Its file, configs/compare/demo.yaml, says what every
 key means, and docs/comparing.md what every number means.
 """
 
@@ -67,8 +68,13 @@ def compare(args: Sequence[str]) -> int:
     if command.dry_run:
         show_runs(comparison, runs)
         return 0
+    if comparison.win_rate is not None:
+        _check_judge(comparison.win_rate)
+    unjudged = None
     try:
         failed = [] if command.report else run_all(comparison, runs)
+        if comparison.win_rate is not None and not command.report:
+            unjudged = _judge(comparison, runs)
     except (KeyboardInterrupt, Stopped) as end:
         print("stopped; the same command goes on", file=sys.stderr)
         return 128 + end.signum if isinstance(end, Stopped) else 130
@@ -78,7 +84,9 @@ def compare(args: Sequence[str]) -> int:
         print(problem, file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
-    return 1 if failed else 0
+    if unjudged:
+        print(f"{unjudged}; the same command goes on comparing replies", file=sys.stderr)
+    return 1 if failed or unjudged else 0
 
 
 def read_command(args: Sequence[str]) -> Command:
@@ -119,10 +127,35 @@ def _find(name: str) -> Path:
         raise ConfigError(f"toss compare {str(error).removeprefix('--config ')}") from error
 
 
+# what follows loads torch, for which reading a file or a dry run need not wait
+
+
+def _check_judge(win_rate: WinRate) -> None:
+    """Makes sure, before hours of training, that there is such a judge."""
+    _hush()
+    from toss_lightning.compare.win_rate import make_judge
+
+    make_judge(win_rate)
+
+
+def _judge(comparison: Comparison, runs: Sequence[Run]) -> str | None:
+    """Has replies compared, and says what keeps the judge from it, which is not to cost the report of the runs."""
+    from toss_lightning.compare.win_rate import judge_win_rates
+
+    try:
+        judge_win_rates(comparison, runs)
+    except TossError as error:
+        return str(error)
+    return None
+
+
 def _report(comparison: Comparison, runs: Sequence[Run], differ: Sequence[str]) -> None:
-    # at import it asks CPU users for a package that only makes it faster
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # loads torch, which reading a file or a dry run need not wait for
+    _hush()
     from toss_lightning.compare.report import report_comparison
 
     report_comparison(comparison, runs, differ)
+
+
+def _hush() -> None:
+    # at import it asks CPU users for a package that only makes it faster
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -9,7 +9,8 @@ import pytest
 from made_runs import finish, made, measure, write_comparison
 from scipy import stats
 
-from toss_lightning.compare.numbers import BASE, compare_outcomes, read_outcomes
+from toss_lightning.compare.measured import BASE, read_outcomes
+from toss_lightning.compare.numbers import compare_outcomes
 from toss_lightning.errors import StoreError
 from toss_lightning.evaluation.statistics import holm, paired_difference, paired_difference_over_seeds
 

@@ -14,9 +14,10 @@ import pytest
 from made_runs import finish, made, measure, write_comparison
 from rich.console import Console
 
-from toss_lightning.compare.plot_svg import _width_of, pareto_front, scatter
+from toss_lightning.compare.plot_svg import pareto_front, scatter
 from toss_lightning.compare.report import choose_axes, report_comparison
 from toss_lightning.compare.tables import LATEX, escape, markdown, show
+from toss_lightning.svg import width_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = ("plain SFT", "A & B <x> [bold] {y} |", "50%_#1", "TOSS-Pro", "SPF")
@@ -173,7 +174,7 @@ def test_labels_do_not_lie_on_each_other(folder):
     boxes = []
     for name in ("base model", *NAMES):
         x, y = float(named[name].attrib["x"]), float(named[name].attrib["y"])
-        boxes.append((x, y - 12, x + _width_of(name), y + 4))
+        boxes.append((x, y - 12, x + width_of(name), y + 4))
     for first, second in product(boxes, boxes):
         wide = min(first[2], second[2]) - max(first[0], second[0])
         high = min(first[3], second[3]) - max(first[1], second[1])
@@ -218,14 +219,14 @@ def test_axes_by_default_and_by_name():
     margin = plain("margin of the safe reply, nats per token", {}) | {"is_utility": False}
     overlap, task = (
         plain("ROUGE-L, x", {}) | {"is_utility": True},
-        plain("held-out task loss", {}) | {"is_utility": False},
+        plain("held-out task loss", {}) | {"is_utility": True},
     )
 
     def names(measures: list[dict[str, Any]], **wanted: str) -> tuple[str | None, ...]:
         axes, _ = choose_axes(measures, wanted)
         return tuple(axes[axis]["name"] for axis in ("x", "y")) if axes else (None, None)
 
-    assert names([refusal, compliance, task, overlap]) == ("ROUGE-L, x", "harmful compliance")
+    assert names([refusal, compliance, overlap, task]) == ("ROUGE-L, x", "harmful compliance")
     assert names([refusal, margin, task]) == ("held-out task loss", "margin of the safe reply, nats per token")
     assert names([refusal, task]) == ("held-out task loss", "refusal of harmful prompts")
     assert names([refusal]) == (None, None)

@@ -102,7 +102,7 @@ def test_the_real_command_of_each_state(tmp_path):
     ]
     finish(run, [])
     run.evaluation.unlink()
-    assert run.command() == [*fit[:3], "test", *fit[4:-1]]
+    assert run.command() == [*fit[:3], "test", *fit[4:-1], "--own_config=false"]
 
 
 @pytest.mark.usefixtures("fake")

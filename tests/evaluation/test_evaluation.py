@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from toss_lightning.cli import main
 from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation import Evaluation, Judge, KeywordJudge, PromptSet, Response, Verdict
+from toss_lightning.evaluation.divergence_svg import draw_divergence
 from toss_lightning.models.generation import Sampling
 
 PLAN = ("utility", "degraded", "score", "select", "sft", "target", "test")
@@ -121,6 +122,14 @@ def test_the_base_does_not_diverge_from_itself(tested: Path) -> None:
     assert not any(found["safe replies"]["base"])
     assert all(value > 0 for value in found["safe replies"]["target"])
     assert len(found["safe replies"]["target"]) == 4  # three words and the end of the turn
+
+
+def test_the_divergence_is_drawn_as_it_was_measured(tested: Path) -> None:
+    content = results(tested)
+    assert (tested / "evaluation" / "divergence.svg").read_text() == draw_divergence(
+        content["divergence"], content["names"]
+    )
+    assert "](divergence.svg)" in (tested / "evaluation" / "evaluation.md").read_text()
 
 
 def test_judges_are_compared_and_nothing_is_averaged_over_them(tested: Path) -> None:

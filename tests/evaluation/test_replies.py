@@ -57,6 +57,14 @@ def test_every_prompt_gets_the_likeliest_reply_in_order(trained: Trained, tmp_pa
         assert one.text == trained.chat.tokenizer.decode(ids[begin:], skip_special_tokens=True)
 
 
+def test_a_reply_may_hold_what_ends_a_line_elsewhere(trained: Trained, tmp_path: Path) -> None:
+    trained.replies(tmp_path).to(PROMPTS, SLOT, "target")
+    for file in tmp_path.rglob("*.jsonl"):
+        lines = [json.loads(line) | {"text": "a\u2028b\x85c"} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    assert {one.text for one in trained.replies(tmp_path).to(PROMPTS, SLOT, "target")} == {"a\u2028b\x85c"}
+
+
 def test_replies_are_generated_once(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = trained.replies(tmp_path).to(PROMPTS, SLOT, "target")
     monkeypatch.setattr("toss_lightning.evaluation.replies.generate", lambda *_, **__: pytest.fail("generated again"))

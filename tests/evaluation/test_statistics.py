@@ -22,6 +22,7 @@ from toss_lightning.evaluation.statistics import (
     t_interval,
     wilson,
 )
+from toss_lightning.evaluation.student import Student
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (0, 50), (1, 7), (33, 100), (50, 50), (999, 1000)])
@@ -58,7 +59,7 @@ def test_t_interval_of_one_seed_and_of_none() -> None:
 
 @pytest.mark.parametrize("freedom", [1.0, 1.3, 2.0, 2.7, 8.5, 120.0, 9000.0])
 def test_students_tail_and_quantile_equal_scipy(freedom: float) -> None:
-    student = statistics._Student(freedom)
+    student = Student(freedom)
     for t in (0.0, 0.3, -1.96, 4.0, 7.0):
         assert student.p(t) == pytest.approx(2 * stats.t.sf(abs(t), freedom), rel=2e-3)
     for level in (0.5, 0.9, 0.95, 0.99):

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
+from toss_lightning.svg import COLOURS, DARK, FONT, GREY, PALE, head, line, polyline, round_ticks, text, width_of
+
 Content = Mapping[str, Any]
 WIDTH, HEIGHT = 760, 540
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 58, 64
-FONT = 13
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#785EF0", "#7F7F7F")
-"""Those of Okabe and Ito (2008) that stand out on white, and two: told apart with any colour vision."""
 MARKS = ("circle", "square", "triangle", "diamond")
-DARK, GREY, PALE = "#1a1a1a", "#595959", "#e3e3e3"
 STRAIGHT, SLANTED = 14.0, 11.0
 """How far from its point a label stands at least, beside it and in a corner."""
 
@@ -69,14 +67,9 @@ class _Axis:
 
     def ticks(self) -> Iterator[tuple[float, str]]:
         """Pixels and texts at multiples of 1, 2 or 5."""
-        rough = (self.high - self.low) / 8
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-        digits = max(0, -math.floor(math.log10(step * (100 if self.share else 1)) + 1e-9))
-        for number in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1):
-            value = number * step
-            text = f"{100 * value:.{digits}f}%" if self.share else f"{value:.{digits}f}"
-            yield self.at(value), text.replace("-", "−")
+        factor, sign = (100, "%") if self.share else (1, "")
+        for value, said in round_ticks(self.low * factor, self.high * factor):
+            yield self.at(value / factor), said + sign
 
 
 def scatter(content: Content, x: Content, y: Content) -> str:
@@ -99,7 +92,8 @@ def scatter(content: Content, x: Content, y: Content) -> str:
     for point in points:
         parts += _mark(point)
     parts += _labels(points)
-    return "\n".join([*_head(names, across, upward), *parts, "</svg>", ""])
+    said = f"{across.title} against {upward.title}, for {', '.join(names)}"
+    return "\n".join([*head(WIDTH, HEIGHT, said), *parts, "</svg>", ""])
 
 
 def pareto_front(values: Sequence[tuple[float, float]], x_better: str, y_better: str) -> list[int]:
@@ -149,44 +143,33 @@ def _point(name: str, content: Content, measures: tuple[Content, Content], axes:
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def _head(names: Sequence[str], across: _Axis, upward: _Axis) -> list[str]:
-    said = escape(f"{across.title} against {upward.title}, for {', '.join(names)}")
-    return [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-        f' font-family="Helvetica, Arial, sans-serif" font-size="{FONT}" fill="{DARK}" role="img">',
-        f"<title>{said}</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-    ]
-
-
 def _frame(across: _Axis, upward: _Axis) -> Iterator[str]:
     """Grid, ticks, titles and a legend."""
-    for x, text in across.ticks():
-        yield _line(x, _PLOT.top, x, _PLOT.bottom, PALE)
-        yield _line(x, _PLOT.bottom, x, _PLOT.bottom + 5, DARK)
-        yield _text(x, _PLOT.bottom + 20, text, "middle")
-    for y, text in upward.ticks():
-        yield _line(_PLOT.left, y, _PLOT.right, y, PALE)
-        yield _line(_PLOT.left - 5, y, _PLOT.left, y, DARK)
-        yield _text(_PLOT.left - 9, y + 4.5, text, "end")
-    yield _line(_PLOT.left, _PLOT.bottom, _PLOT.right, _PLOT.bottom, DARK)
-    yield _line(_PLOT.left, _PLOT.top, _PLOT.left, _PLOT.bottom, DARK)
-    yield _text((_PLOT.left + _PLOT.right) / 2, HEIGHT - 16, across.title, "middle", "bold")
+    for x, said in across.ticks():
+        yield line(x, _PLOT.top, x, _PLOT.bottom, PALE)
+        yield line(x, _PLOT.bottom, x, _PLOT.bottom + 5, DARK)
+        yield text(x, _PLOT.bottom + 20, said, "middle")
+    for y, said in upward.ticks():
+        yield line(_PLOT.left, y, _PLOT.right, y, PALE)
+        yield line(_PLOT.left - 5, y, _PLOT.left, y, DARK)
+        yield text(_PLOT.left - 9, y + 4.5, said, "end")
+    yield line(_PLOT.left, _PLOT.bottom, _PLOT.right, _PLOT.bottom, DARK)
+    yield line(_PLOT.left, _PLOT.top, _PLOT.left, _PLOT.bottom, DARK)
+    yield text((_PLOT.left + _PLOT.right) / 2, HEIGHT - 16, across.title, "middle", "bold")
     # upright above the axis: it is read without turning the head, and a long one has the whole width
-    yield _text(16, 24, upward.title, "start", "bold")
-    yield _line(_PLOT.right - 210, 41, _PLOT.right - 182, 41, GREY, "6 4", 1.5)
-    yield _text(_PLOT.right - 175, 45.5, "best trade-offs", size=FONT - 1)
-    yield _line(_PLOT.right - 80, 41, _PLOT.right - 52, 41, GREY, "", 1.5)
-    yield _line(_PLOT.right - 80, 37, _PLOT.right - 80, 45, GREY, "", 1.5)
-    yield _line(_PLOT.right - 52, 37, _PLOT.right - 52, 45, GREY, "", 1.5)
-    yield _text(_PLOT.right - 45, 45.5, "95 %", size=FONT - 1)
+    yield text(16, 24, upward.title, "start", "bold")
+    yield line(_PLOT.right - 210, 41, _PLOT.right - 182, 41, GREY, "6 4", 1.5)
+    yield text(_PLOT.right - 175, 45.5, "best trade-offs", size=FONT - 1)
+    yield line(_PLOT.right - 80, 41, _PLOT.right - 52, 41, GREY, "", 1.5)
+    yield line(_PLOT.right - 80, 37, _PLOT.right - 80, 45, GREY, "", 1.5)
+    yield line(_PLOT.right - 52, 37, _PLOT.right - 52, 45, GREY, "", 1.5)
+    yield text(_PLOT.right - 45, 45.5, "95 %", size=FONT - 1)
 
 
 def _front_line(points: Sequence[_Point]) -> list[str]:
     if len(points) < 2:
         return []
-    path = " ".join(f"{point.x:.1f},{point.y:.1f}" for point in points)
-    return [f'<polyline points="{path}" fill="none" stroke="{GREY}" stroke-width="1.5" stroke-dasharray="6 4"/>']
+    return [polyline([(point.x, point.y) for point in points], GREY, "6 4", 1.5)]
 
 
 def _error_bars(point: _Point) -> Iterator[str]:
@@ -194,16 +177,16 @@ def _error_bars(point: _Point) -> Iterator[str]:
     cap = 4
     if point.x_ends is not None:
         left, right = (min(max(end, _PLOT.left), _PLOT.right) for end in point.x_ends)
-        yield _line(left, point.y, right, point.y, point.colour, "", 1.3, 0.75)
+        yield line(left, point.y, right, point.y, point.colour, "", 1.3, 0.75)
         for end in point.x_ends:
             if _PLOT.left <= end <= _PLOT.right:
-                yield _line(end, point.y - cap, end, point.y + cap, point.colour, "", 1.3, 0.75)
+                yield line(end, point.y - cap, end, point.y + cap, point.colour, "", 1.3, 0.75)
     if point.y_ends is not None:
         low, high = (min(max(end, _PLOT.top), _PLOT.bottom) for end in point.y_ends)
-        yield _line(point.x, low, point.x, high, point.colour, "", 1.3, 0.75)
+        yield line(point.x, low, point.x, high, point.colour, "", 1.3, 0.75)
         for end in point.y_ends:
             if _PLOT.top <= end <= _PLOT.bottom:
-                yield _line(point.x - cap, end, point.x + cap, end, point.colour, "", 1.3, 0.75)
+                yield line(point.x - cap, end, point.x + cap, end, point.colour, "", 1.3, 0.75)
 
 
 def _mark(point: _Point) -> list[str]:
@@ -238,7 +221,7 @@ def _labels(points: Sequence[_Point]) -> list[str]:
         placed.append(box)
         if distant:
             x, y = min(max(point.x, box.left), box.right), min(max(point.y, box.top), box.bottom)
-            parts.append(_line(point.x, point.y, x, y, GREY, "", 0.8))
+            parts.append(line(point.x, point.y, x, y, GREY, "", 0.8))
         # a white rim keeps a name readable that has to lie on a line; not every viewer knows paint-order
         rim = 'stroke="white" stroke-width="3" stroke-linejoin="round"'
         place, name = f'x="{box.left:.1f}" y="{box.bottom - 4:.1f}"', escape(point.name)
@@ -251,7 +234,7 @@ _Place = tuple[_Box, bool, float]
 
 def _places(point: _Point) -> Iterator[_Place]:
     """Where a label may stand, whether a line must then lead to it, and how far out it is."""
-    wide, high = _width_of(point.name), FONT + 3.0
+    wide, high = width_of(point.name), FONT + 3.0
     for far in (0.0, 14.0, 30.0, 48.0, 70.0, 95.0):
         for dx, dy in ((1, 0), (1, -1), (1, 1), (-1, 0), (-1, -1), (-1, 1), (0, -1), (0, 1)):
             distance = (STRAIGHT if 0 in (dx, dy) else SLANTED) + far
@@ -277,27 +260,3 @@ def _bar_boxes(point: _Point) -> Iterator[_Box]:
 
 def _crowd(point: _Point, points: Sequence[_Point]) -> float:
     return sum(1 / (20 + math.dist((point.x, point.y), (other.x, other.y))) for other in points)
-
-
-def _width_of(text: str) -> float:
-    """Of a text in a usual sans-serif, about."""
-    return FONT * sum(
-        0.3 if sign in "ijl.,:;'|! " else 0.82 if sign in "mwMW" or sign.isupper() else 0.56 for sign in text
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal", size: float = FONT) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" font-size="{size}">'
-        f"{escape(text)}</text>"
-    )
-
-
-def _line(
-    x1: float, y1: float, x2: float, y2: float, colour: str, dashes: str = "", width: float = 1, opacity: float = 1
-) -> str:
-    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
-    return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"'
-        f' stroke-opacity="{opacity}"{dashed}/>'
-    )

@@ -6,17 +6,19 @@ from typing import Any
 
 from rich.console import Console
 
-from toss_lightning.compare.numbers import compare_outcomes, read_outcomes
+from toss_lightning.compare.measured import read_outcomes
+from toss_lightning.compare.numbers import compare_outcomes
 from toss_lightning.compare.plot_svg import scatter
 from toss_lightning.compare.runs import Run
 from toss_lightning.compare.spec import Comparison
 from toss_lightning.compare.tables import latex, markdown, show, spreadsheet
+from toss_lightning.compare.win_rate import measure_win_rates
 from toss_lightning.files import write_json, write_text
 
 PICTURE = "compare.svg"
 SAFETY = ("harmful compliance", "refusal of harmful", "margin of the safe", "held-out harmful loss")
 """How the names of measures begin that the picture shows upward by default, the first that is there."""
-UTILITY = ("held-out task loss", "over-refusal")
+UTILITY = ("over-refusal",)
 """The same for what it shows to the right, where there is no measure of utility."""
 
 
@@ -31,10 +33,12 @@ def report_comparison(comparison: Comparison, runs: Sequence[Run], differ: Seque
     Raises:
         StoreError: no run is done, a file is damaged, or the disk refuses.
     """
-    home = comparison.run_dir
+    home, methods = comparison.run_dir, [one.name for one in comparison.methods]
     outcomes = read_outcomes(runs)
-    content = compare_outcomes(outcomes, [one.name for one in comparison.methods], comparison.baseline)
+    win_rates, unjudged = measure_win_rates(comparison, runs) if comparison.win_rate is not None else ([], [])
+    content = compare_outcomes(outcomes, methods, comparison.baseline, comparison.oracle, win_rates)
     content["missing"] = [run.title for run in runs if run.seed not in outcomes.get(run.method, {})]
+    content["unjudged"] = unjudged
     content["differing"] = list(differ)
     axes, problems = choose_axes(content["measures"], comparison.plot)
     if axes:

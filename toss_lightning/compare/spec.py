@@ -16,7 +16,7 @@ from toss_lightning.errors import ConfigError
 
 KEYS = (
     *("run_dir", "configs", "set", "seeds", "jobs", "threads", "gpus"),
-    *("evaluation", "methods", "baseline", "plot"),
+    *("evaluation", "methods", "baseline", "oracle", "win_rate", "plot"),
 )
 NEEDED = ("run_dir", "seeds", "methods", "baseline")
 OURS = ("run_dir", "ckpt_path", "seed_everything", "config", "loop.evaluation.adapters", "loop.evaluation.cache")
@@ -41,6 +41,18 @@ class MethodSpec:
 
 
 @dataclass(frozen=True)
+class WinRate:
+    """Whose replies are compared with the methods', and by whom."""
+
+    judge: Mapping[str, Any]
+    """The class of the judge and what it is made with, as a configuration names plug-ins."""
+    against: str = "baseline"
+    """``baseline`` or ``base``."""
+    prompts: tuple[str, ...] = ()
+    """Prompt sets; all of them where it is empty."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Methods x seeds, and how they are run."""
 
@@ -62,6 +74,10 @@ class Comparison:
     """Threads of each run."""
     gpus: tuple[str, ...] = ()
     """What each of the runs at once sees of the machine's GPUs; all of them where it is empty."""
+    oracle: str | None = None
+    """The method that stands for the best there could be; the others' shares of the way to it are told."""
+    win_rate: WinRate | None = None
+    """Pairs of replies are shown to a judge where this is there."""
     plot: Mapping[str, str] = field(default_factory=dict)
     """Axis -> measure."""
 
@@ -114,7 +130,7 @@ class _Reader:
         found = Comparison(
             run_dir=Path(self.content["run_dir"]).expanduser(),
             methods=methods,
-            baseline=self._baseline(methods),
+            baseline=self._named("baseline", methods),
             seeds=self._seeds(),
             configs=self._configs("configs", self.content.get("configs")),
             evaluation=self._configs("evaluation", self.content.get("evaluation")),
@@ -122,6 +138,8 @@ class _Reader:
             jobs=jobs,
             threads=self._count("threads", max(1, (os.cpu_count() or 1) // jobs)),
             gpus=self._gpus(),
+            oracle=self._oracle(methods),
+            win_rate=self._win_rate(),
             plot=self._plot(),
         )
         self._evaluated(found)
@@ -221,14 +239,36 @@ class _Reader:
         self._known("plot.", value, ("x", "y"))
         return {axis: str(measure) for axis, measure in value.items() if measure is not None}
 
-    def _baseline(self, methods: Sequence[MethodSpec]) -> str:
+    def _win_rate(self) -> WinRate | None:
+        value = self.content.get("win_rate")
+        if value is None:
+            return None
+        if not isinstance(value, dict) or not isinstance(value.get("judge"), dict):
+            example = "{judge: {class_path: PairwiseJudge, init_args: {backend: ...}}}"
+            raise self.wrong("win_rate", f"expected who compares the replies, such as {example}, got {value!r}")
+        self._known("win_rate.", value, ("judge", "against", "prompts"))
+        if (against := value.get("against") or "baseline") not in ("baseline", "base"):
+            raise self.wrong("win_rate.against", f"{against!r}: give baseline or base")
+        prompts = value.get("prompts") or []
+        prompts = prompts if isinstance(prompts, list) else [prompts]
+        return WinRate(value["judge"], against, tuple(map(str, prompts)))
+
+    def _named(self, key: str, methods: Sequence[MethodSpec]) -> str:
         names = [one.name for one in methods]
-        baseline = str(self.content["baseline"])
-        if baseline not in names:
-            near = difflib.get_close_matches(baseline, names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(names)}"
-            raise self.wrong("baseline", f"{baseline!r} is none of the methods; {hint}")
-        return baseline
+        name = str(self.content[key])
+        if name not in names:
+            raise self.wrong(key, f"{name!r} is none of the methods; {_hint(name, names)}")
+        return name
+
+    def _oracle(self, methods: Sequence[MethodSpec]) -> str | None:
+        if self.content.get("oracle") is None:
+            return None
+        oracle = self._named("oracle", methods)
+        if oracle == str(self.content["baseline"]):
+            raise self.wrong(
+                "oracle", f"{oracle!r} is the baseline, to which it has no gap: name another, or leave it out"
+            )
+        return oracle
 
     def _evaluated(self, found: Comparison) -> None:
         """Every run is asked the same, and is asked something."""
@@ -238,9 +278,19 @@ class _Reader:
             for key, content in places:
                 if any(name.startswith("loop.evaluation") for name in flatten(content)):
                     raise self.wrong(key, "has loop.evaluation, which all methods must share: put it into evaluation")
-        contents = [found.set, *(read_config(path) for path in (*found.configs, *found.evaluation))]
-        if not any(name.startswith("loop.evaluation.") for content in contents for name in flatten(content)):
+        contents = [*(read_config(path) for path in (*found.configs, *found.evaluation)), found.set]
+        keys = [list(flatten(content)) for content in contents]
+        if not any(key.startswith("loop.evaluation.") for of in keys for key in of):
             raise self.wrong("evaluation", "no prompts: name a file with loop.evaluation, such as evaluation/demo")
+        there = "loop.evaluation.prompts."
+        named = [[key.removeprefix(there).partition(".")[0] for key in of if key.startswith(there)] for of in keys]
+        # those of one file stand in place of those of the files before it
+        sets = sorted({*next((of for of in reversed(named[:-1]) if of), []), *named[-1]})
+        if found.win_rate and not sets:
+            raise self.wrong("win_rate", "the evaluation has no prompts, so there are no replies to compare: name some")
+        for name in found.win_rate.prompts if found.win_rate else ():
+            if name not in sets:
+                raise self.wrong("win_rate.prompts", f"{name!r} is none of its prompt sets; {_hint(name, sets)}")
 
 
 _SAYS = {
@@ -249,6 +299,11 @@ _SAYS = {
     "methods": "give names, each with its configuration, such as {plain SFT: methods/sft}",
     "baseline": "name the method that the others are compared with",
 }
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}"
 
 
 def _words(plan: Any) -> list[str]:

@@ -1,24 +1,23 @@
 """Evaluation: every adapter replies to every prompt once, and then any number of judges read."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-from toss_lightning.data.formats import Conversation
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import ConfigError
+from toss_lightning.evaluation.benchmarks import Benchmarks, LmEval, TaskResult
+from toss_lightning.evaluation.harness import Harness
 from toss_lightning.evaluation.judges import Judge, KeywordJudge
-from toss_lightning.evaluation.likelihood import Measured, measure, opener_tokens
+from toss_lightning.evaluation.likelihood import Measured, measure, opener_tokens, reply_rows
 from toss_lightning.evaluation.prompts import Pair, PromptSet, load_pairs, load_prompts
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.replies import Replies
 from toss_lightning.evaluation.verdicts import judge_responses
-from toss_lightning.files import write_text
 from toss_lightning.models.adapters import BASE, SLOT
 from toss_lightning.models.generation import Sampling
 
@@ -35,6 +34,8 @@ class Evaluation:
     pairs: str | Source | None = None
     """Harmful requests with a harmful reply (messages) and a safe one (safe_reply): their losses are compared, and how
     far the target has moved from the base on both, and on as many held-out rows of the task."""
+    lm_eval: LmEval | None = None
+    """Public benchmarks: tasks of lm-evaluation-harness that every adapter answers."""
     judges: list[Judge] | None = None
     """Who reads the replies; KeywordJudge by default."""
     adapters: list[str] | None = None
@@ -47,7 +48,7 @@ class Evaluation:
     positions: int = 32
     """Response positions for which the divergence from the base is told."""
     cache: str | None = None
-    """Directory of replies and verdicts, to be shared by runs; that of the run by default."""
+    """Directory of replies, verdicts and answers to tasks, to be shared by runs; that of the run by default."""
 
     def check(self) -> None:
         """Refuses settings that cannot work.
@@ -55,8 +56,8 @@ class Evaluation:
         Raises:
             ConfigError: nothing is asked, or a number is too low.
         """
-        if not self.prompts and self.pairs is None:
-            raise ConfigError("loop.evaluation: nothing to ask: name prompts, or pairs")
+        if not self.prompts and self.pairs is None and self.lm_eval is None:
+            raise ConfigError("loop.evaluation: nothing to ask: name prompts, or pairs, or tasks of lm_eval")
         for key in ("batch_size", "positions"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"loop.evaluation.{key}: {getattr(self, key)}: give 1 or more")
@@ -75,6 +76,7 @@ class Findings:
         harmful: adapter -> what it says of the harmful replies of the pairs.
         safe: adapter -> what it says of their safe replies.
         benign: adapter -> what it says of the held-out replies of the task.
+        benchmarks: what the adapters answered to tasks of lm_eval, if there are any.
     """
 
     prompts: list[Prompt]
@@ -84,6 +86,7 @@ class Findings:
     harmful: dict[str, Measured]
     safe: dict[str, Measured]
     benign: dict[str, Measured]
+    benchmarks: Benchmarks | None = None
 
 
 class Evaluator:
@@ -114,6 +117,7 @@ class Evaluator:
         self.utility = {name: spec.utility for name, spec in sets.items() if spec.utility is not None}
         pairs = evaluation.pairs
         self.pairs = load_pairs(Source(pairs) if isinstance(pairs, str) else pairs) if pairs is not None else []
+        self.harness = Harness(evaluation.lm_eval, chat) if evaluation.lm_eval is not None else None
         self.judges = [KeywordJudge()] if evaluation.judges is None else list(evaluation.judges)
         names = [judge.name for judge in self.judges]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -126,7 +130,7 @@ class Evaluator:
 
     @property
     def cache(self) -> Path:
-        """Where replies and verdicts are kept."""
+        """Where replies, verdicts and answers to tasks are kept."""
         return Path(self.evaluation.cache).expanduser() if self.evaluation.cache else self.directory
 
     def adapters(self, expected: Sequence[str] = ()) -> dict[str, Path | None]:
@@ -167,9 +171,10 @@ class Evaluator:
         prompts = [one for name in self.prompts for one in self.prompts[name]]
         responses: dict[str, list[Response]] = {}
         read: dict[str, dict[str, Measured]] = {"harmful": {}, "safe": {}, "benign": {}}
+        answers: dict[str, dict[str, TaskResult]] = {}
         rows = {
-            "harmful": self._rows([pair.harmful for pair in self.pairs]),
-            "safe": self._rows([pair.safe for pair in self.pairs]),
+            "harmful": reply_rows(self.chat, [pair.harmful for pair in self.pairs]),
+            "safe": reply_rows(self.chat, [pair.safe for pair in self.pairs]),
             "benign": list(benign[: len(self.pairs)]),
         }
         settings = (self.cache / "replies", self.evaluation.sampling, self.evaluation.batch_size, between)
@@ -183,12 +188,11 @@ class Evaluator:
                 if of_kind:
                     title = f"{name} reads {kind} replies"
                     read[kind][name] = measure(self.trainer, of_kind, inside, openers, self.max_tokens, title)
+            if self.harness is not None:
+                answers[name] = self.harness.answers(self.trainer, inside, name, self.cache / "lm_eval", between)
         module.bank.reset()
-        return Findings(prompts, responses, self._judge(responses), self.pairs, **read)
-
-    def _rows(self, conversations: Sequence[Conversation]) -> list[TokenizedRow]:
-        last = ChatTokenizer(self.chat.tokenizer, "last", self.chat.template_options)
-        return [last.tokenize(one, number) for number, one in enumerate(conversations)]
+        benchmarks = self.harness.summed_up(answers) if self.harness is not None else None
+        return Findings(prompts, responses, self._judge(responses), self.pairs, **read, benchmarks=benchmarks)
 
     def _judge(self, responses: Mapping[str, list[Response]]) -> dict[str, dict[str, list[Verdict]]]:
         """What each judge says; on the first rank, which alone needs to know."""
@@ -204,25 +208,3 @@ class Evaluator:
                 }
         self.trainer.strategy.barrier("responses judged")
         return found
-
-
-def write_responses(findings: Findings, path: Path) -> None:
-    """Writes every response with its prompt and its verdicts, a JSON object a line."""
-    lines = []
-    for name, responses in findings.responses.items():
-        for at, one in enumerate(responses):
-            verdicts = {judge: asdict(of[name][at]) for judge, of in findings.verdicts.items()}
-            facts = {
-                "adapter": name,
-                "set": one.prompt.set,
-                "prompt_id": one.prompt.prompt_id,
-                "label": one.prompt.label,
-                "category": one.prompt.category,
-                "messages": [asdict(turn) for turn in one.prompt.messages],
-                "response": one.text,
-                "tokens": one.tokens,
-                "stopped": one.stopped,
-                "verdicts": verdicts if one.prompt.label is not None else {},
-            }
-            lines.append(json.dumps(facts, ensure_ascii=False))
-    write_text(path, "\n".join([*lines, ""]))

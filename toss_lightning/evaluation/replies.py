@@ -116,9 +116,11 @@ class Replies:
         for at in range(len(groups)):
             file = _file(folder, at)
             try:
-                for line in file.read_text(encoding="utf-8").splitlines():
-                    facts = json.loads(line)
-                    found[facts["prompt_id"]] = facts
+                # a reply may hold signs that splitlines() takes for the end of a line
+                with file.open(encoding="utf-8") as lines:
+                    for line in lines:
+                        facts = json.loads(line)
+                        found[facts["prompt_id"]] = facts
             except (OSError, ValueError, KeyError) as error:
                 raise StoreError(f"{file}: damaged ({error}): delete it and run the test again") from error
         return [

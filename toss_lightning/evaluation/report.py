@@ -4,14 +4,20 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from toss_lightning.evaluation.evaluation import Evaluator, Findings, write_responses
+from toss_lightning.evaluation.benchmark_measures import benchmark_facts, benchmark_measures
+from toss_lightning.evaluation.divergence_svg import draw_divergence
+from toss_lightning.evaluation.evaluation import Evaluator, Findings
+from toss_lightning.evaluation.responses import write_responses
 from toss_lightning.evaluation.results import measures, report
 from toss_lightning.evaluation.tables import console_table, markdown
 from toss_lightning.files import write_json, write_text
+from toss_lightning.models.adapters import BASE
+
+PICTURE = "divergence.svg"
 
 
 def report_evaluation(findings: Findings, evaluator: Evaluator, names: Mapping[str, str]) -> None:
-    """Writes responses.jsonl, evaluation.json and evaluation.md, and prints the main table.
+    """Writes responses.jsonl, evaluation.json, .md and divergence.svg, and prints the main table.
 
     Args:
         findings: what was found.
@@ -22,10 +28,17 @@ def report_evaluation(findings: Findings, evaluator: Evaluator, names: Mapping[s
         StoreError: the disk refuses.
     """
     directory = evaluator.directory
-    content = report(measures(findings, evaluator.judges, evaluator.utility), findings, evaluator.evaluation.positions)
+    found, answered = measures(findings, evaluator.judges, evaluator.utility), findings.benchmarks
+    if answered is not None:
+        found += benchmark_measures(answered)
+    content = report(found, findings, evaluator.evaluation.positions)
+    content["lm_eval"] = benchmark_facts(answered) if answered is not None else None
     write_responses(findings, directory / "responses.jsonl")
     write_json(directory / "evaluation.json", {**content, "names": dict(names)})
-    write_text(directory / "evaluation.md", markdown(content, names))
+    moved = any(name != BASE for of in content["divergence"].values() for name in of)
+    if moved:
+        write_text(directory / PICTURE, draw_divergence(content["divergence"], names))
+    write_text(directory / "evaluation.md", markdown(content, names, PICTURE if moved else None))
     console = Console()
     console.print(console_table(content, names))
     console.print(f"Responses, numbers and differences are in {directory}", soft_wrap=True)

@@ -33,7 +33,9 @@ class Measure:
     screening: bool = False
     """No result by itself: a screening judge's word."""
     set: str | None = None
-    """The prompt set, where it is of one."""
+    """The prompt set or task, where it is of one."""
+    intervals: dict[str, dict[str, Any]] | None = None
+    """Adapter -> its interval, of a score that is no mean over prompts and stands alone in ``values``."""
 
 
 def measures(findings: Findings, judges: Sequence[Judge], utility: Mapping[str, str]) -> list[Measure]:
@@ -104,7 +106,7 @@ def _facts(one: Measure) -> dict[str, Any]:
     pairs = [(ours, theirs) for theirs in against for ours in one.values if ours != theirs and (ours != "base")]
     return {
         **{key: getattr(one, key) for key in ("name", "judge", "screening", "better", "share", "set")},
-        "adapters": {name: _interval(values, one.share) for name, values in one.values.items()},
+        "adapters": one.intervals or {name: _interval(values, one.share) for name, values in one.values.items()},
         "differences": [_difference(one.values, ours, theirs) for ours, theirs in pairs],
         "values": one.values,
     }

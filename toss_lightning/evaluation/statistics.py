@@ -11,6 +11,7 @@ from statistics import NormalDist
 import numpy as np
 
 from toss_lightning.errors import ConfigError
+from toss_lightning.evaluation.student import Student
 
 BLOCK = 1 << 20
 """Values that are drawn at once."""
@@ -103,7 +104,7 @@ def t_interval(values: Values, confidence: float = 0.95) -> Mean:
     mean, level = float(seeds.mean()), _level(confidence)
     if len(seeds) == 1:
         return Mean(mean, -math.inf, math.inf)
-    reach = _Student(len(seeds) - 1).quantile(level) * float(seeds.std(ddof=1)) / math.sqrt(len(seeds))
+    reach = Student(len(seeds) - 1).quantile(level) * float(seeds.std(ddof=1)) / math.sqrt(len(seeds))
     return Mean(mean, mean - reach, mean + reach)
 
 
@@ -188,7 +189,7 @@ def paired_difference_over_seeds(ours: Table, theirs: Table, confidence: float =
     if squares == 0:
         return Difference(mean, mean, mean, float(mean == 0))
     freedom = squares**2 / (by_seed**2 / (seeds - 1) + by_prompt**2 / (prompts - 1))
-    student = _Student(max(freedom, min(seeds, prompts) - 1))
+    student = Student(max(freedom, min(seeds, prompts) - 1))
     error = math.sqrt(squares / (seeds * prompts))
     reach = student.quantile(level) * error
     return Difference(mean, mean - reach, mean + reach, student.p(mean / error))
@@ -261,30 +262,6 @@ def _drawn(draw: Callable[[int], np.ndarray], draws: int, count: int) -> np.ndar
     """``draws`` results of ``draw``, each of ``count`` values, no more than ``BLOCK`` values at a time."""
     size = max(1, BLOCK // count)
     return np.concatenate([draw(min(size, draws - at)) for at in range(0, draws, size)])
-
-
-class _Student:
-    """Student's distribution by quadrature over ``arctan(t / sqrt(df))``, whose density is ``cos^(df - 1)``."""
-
-    cells = 100_000
-
-    def __init__(self, freedom: float) -> None:
-        # beyond it is the normal distribution to four digits, and too narrow for the grid
-        self.freedom = min(freedom, 10_000.0)
-        self.angles = np.arange(self.cells + 1) * (math.pi / 2 / self.cells)
-        mass = np.cos((self.angles[:-1] + self.angles[1:]) / 2) ** (self.freedom - 1)
-        # summed from the far end, so that small tails keep their digits
-        tail = np.cumsum(mass[::-1])[::-1]
-        self.tail = np.append(tail, 0) / tail[0]
-
-    def p(self, t: float) -> float:
-        """Two-sided p-value."""
-        return float(np.interp(math.atan(abs(t) / math.sqrt(self.freedom)), self.angles, self.tail))
-
-    def quantile(self, level: float) -> float:
-        """What ``|t|`` is below with probability ``level``."""
-        angle = np.interp(1 - level, self.tail[::-1], self.angles[::-1])
-        return math.sqrt(self.freedom) * math.tan(angle)
 
 
 def _numbers(name: str, values: Values | Table) -> np.ndarray:

@@ -65,8 +65,14 @@ def console_table(report: Mapping[str, Any], names: Names) -> Table:
     return table
 
 
-def markdown(report: Mapping[str, Any], names: Names) -> str:
-    """Both tables, judge agreement and counts of what was cut, as a page."""
+def markdown(report: Mapping[str, Any], names: Names, picture: str | None = None) -> str:
+    """Both tables, judge agreement, counts of what was cut and a picture, as a page.
+
+    Args:
+        report: as :func:`toss_lightning.evaluation.results.report` makes it.
+        names: adapter -> what people call it.
+        picture: the name of that of the divergence beside the page.
+    """
     parts = ["# Evaluation", "", *_table(*rows_of(report, names)), ""]
     parts += [
         "In brackets: 95 % intervals over the prompts; Wilson's for shares, Student's for means. Undecided responses",
@@ -83,11 +89,23 @@ def markdown(report: Mapping[str, Any], names: Names) -> str:
             "Paired bootstrap and sign-flip test over the prompts: they say nothing of another training seed.",
             "",
         ]
+    if picture is not None:
+        parts += [
+            "## How far from the base",
+            "",
+            f"![Mean KL(base || adapter) at each response position]({picture})",
+            "",
+            "Mean KL(base || adapter) of the next token at each position of replies that are given, not drawn. A line",
+            "that is high at the first positions alone says that how replies begin has changed.",
+            "",
+        ]
     if report["agreement"]:
         parts += ["## Agreement of the judges", "", *_agreement_lines(report["agreement"]), ""]
     if any(report["cut"].values()):
         cut = ", ".join(f"{names.get(name, name)} {count}" for name, count in report["cut"].items())
         parts += [f"Replies that were cut at max_new_tokens: {cut}.", ""]
+    if report.get("lm_eval"):
+        parts += [*_benchmark_lines(report["lm_eval"]), ""]
     return "\n".join(parts)
 
 
@@ -103,6 +121,21 @@ def _agreement_lines(agreement: Sequence[Mapping[str, Any]]) -> list[str]:
         for one in agreement
     ]
     return _table(["judges", "of", "kappa", "same verdict", "responses"], lines)
+
+
+def _benchmark_lines(found: Mapping[str, Any]) -> list[str]:
+    """Which tasks were asked, and how; those of a group are counted."""
+    grouped = {task for tasks in found["groups"].values() for task in tasks}
+    lines = [f"Tasks of lm-evaluation-harness {found['version']}:", ""]
+    for name, one in found["tasks"].items():
+        if name not in grouped:
+            asked = f"{one['asked']} of {one['questions']} questions"
+            lines.append(f"- {name}, version {one['version']}: {one['num_fewshot']}-shot, {asked}")
+    for name, tasks in found["groups"].items():
+        asked, whole = (sum(found["tasks"][task][key] for task in tasks) for key in ("asked", "questions"))
+        shots = "/".join(sorted({str(found["tasks"][task]["num_fewshot"]) for task in tasks}))
+        lines.append(f"- {name}, {len(tasks)} tasks: {shots}-shot, {asked} of {whole} questions")
+    return lines
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:

@@ -45,7 +45,8 @@ def judge_responses(
     def ask(part: Sequence[Response]) -> list[Facts]:
         return [asdict(verdict) for verdict in judge.judge(part)]
 
-    known = _read(_folder(directory, judge), "response", {*asdict(Verdict())})
+    folder = _folder(directory, judge)
+    known = _read(folder, "response", {*asdict(Verdict())})
     open_ones = {one.digest: one for one in responses if one.digest not in known}
     if open_ones:
         if cost := judge.estimate(list(open_ones.values())):
@@ -53,7 +54,7 @@ def judge_responses(
         bar = progress_bar(f"{judge.name} judges", len(responses), "response", done=len(responses) - len(open_ones))
         with bar, judge.ready(device):
             for part in _parts(open_ones, judge.chunk):
-                known |= _file(_folder(directory, judge), "response", part, ask)
+                known |= _file(folder, "response", part, ask)
                 bar.update(len(part))
                 between()
     return [Verdict(**known[one.digest]) for one in responses]

@@ -1,0 +1,150 @@
+"""What runs left behind, as measures of methods x seeds x prompts."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toss_lightning.compare.runs import Run
+from toss_lightning.compare.settings import CONTROL
+from toss_lightning.errors import StoreError
+from toss_lightning.report.summary import LOSSES
+
+BASE = "base model"
+"""What the model before training is called."""
+ORDER = (
+    *("harmful compliance", "refusal of harmful", "over-refusal", "right answers", "ROUGE-L", "win rate"),
+    *("margin of the safe", "probability of a refusal"),
+)
+"""How the names of measures begin, those of safety first."""
+HELD_OUT_BETTER = {"task_loss": "lower", "harmful_loss": "higher", "refusal_loss": "lower"}
+
+Values = Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run that is done left behind."""
+
+    evaluation: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """Time of the method alone: without evaluation and control."""
+        stages = self.summary["stages"]
+        return sum(one["seconds"] for name, one in stages.items() if name not in ("test", CONTROL))
+
+
+Outcomes = Mapping[str, Mapping[int, Outcome]]
+"""Method -> seed -> outcome."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measure of all runs."""
+
+    name: str
+    better: str
+    """``higher`` or ``lower``."""
+    share: bool
+    judge: str | None
+    screening: bool
+    is_utility: bool
+    per_prompt: bool
+    """Of each prompt, and not of a whole run."""
+    of: dict[str, dict[str, dict[int, Values]]] = field(repr=False)
+    """Method -> ``target`` or ``base`` -> seed -> a value per prompt; one value alone where it is of a whole run."""
+    intervals: dict[str, dict[int, Mapping[str, Any]]] = field(repr=False, default_factory=dict)
+    """Method, or the base's name -> seed -> the interval over the prompts."""
+
+    @property
+    def title(self) -> str:
+        """Its name, with the judge."""
+        judge = f" ({self.judge}{', screening' if self.screening else ''})" if self.judge else ""
+        return self.name + judge
+
+
+def read_outcomes(runs: Sequence[Run]) -> Outcomes:
+    """What the runs that are done left behind.
+
+    Raises:
+        StoreError: none is done, or a file is damaged.
+    """
+    found: dict[str, dict[int, Outcome]] = {}
+    for run in runs:
+        if run.state() == "done":
+            found.setdefault(run.method, {})[run.seed] = Outcome(_read(run.evaluation), _read(run.summary))
+    if not found:
+        raise StoreError(f"{runs[0].directory.parent.parent}: no run is done, so there is nothing to compare")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: damaged ({error}): delete it, and the same command makes it again") from error
+    return content
+
+
+def of_prompts(outcomes: Outcomes) -> list[Measured]:
+    """Those of the evaluations.
+
+    Raises:
+        StoreError: runs were asked different prompts.
+    """
+    found: dict[tuple[str, str | None], Measured] = {}
+    for method, of_seed in outcomes.items():
+        for seed, outcome in of_seed.items():
+            for one in outcome.evaluation["measures"]:
+                facts = {key: one[key] for key in ("name", "better", "share", "judge", "screening")}
+                new = Measured(**facts, is_utility=one["set"] is not None, per_prompt=True, of={})
+                measure = found.setdefault((one["name"], one["judge"]), new)
+                for adapter, name in (("target", method), ("base", BASE)):
+                    if adapter in one["values"]:
+                        values = measure.of.setdefault(method, {}).setdefault(adapter, {})
+                        values[seed] = one["values"][adapter]
+                        measure.intervals.setdefault(name, {}).setdefault(seed, one["adapters"][adapter])
+    for measure in found.values():
+        _check_prompts(measure)
+    return [*found.values()]
+
+
+def in_order(measures: Iterable[Measured]) -> list[Measured]:
+    """Measures as tables show them: those of safety first, and a judge's before those that only screen."""
+
+    def rank(one: Measured) -> tuple[int, bool]:
+        return next((at for at, start in enumerate(ORDER) if one.name.startswith(start)), len(ORDER)), one.screening
+
+    return sorted(measures, key=rank)
+
+
+def _check_prompts(measure: Measured) -> None:
+    counts = {
+        len(values): (method, seed)
+        for method, of in measure.of.items()
+        for of_seed in of.values()
+        for seed, values in of_seed.items()
+    }
+    if len(counts) > 1:
+        said = " and ".join(f"{count} in {method}, seed {seed}" for count, (method, seed) in counts.items())
+        raise StoreError(f"{measure.title}: {said} prompts: delete the evaluation of one, and run the comparison again")
+
+
+def held_out(outcomes: Outcomes) -> list[Measured]:
+    """Held-out losses, of which a run has one each and no prompts are known."""
+    found = []
+    for key, title in LOSSES.items():
+        of: dict[str, dict[str, dict[int, Values]]] = {}
+        for method, of_seed in outcomes.items():
+            for seed, outcome in of_seed.items():
+                for adapter in ("target", "base"):
+                    value = outcome.summary["held_out"].get(adapter, {}).get(key)
+                    if value is not None:
+                        of.setdefault(method, {}).setdefault(adapter, {})[seed] = [value]
+        if of:
+            is_utility = key == "task_loss"
+            found.append(Measured(f"held-out {title}", HELD_OUT_BETTER[key], False, None, False, is_utility, False, of))
+    return found

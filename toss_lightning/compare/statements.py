@@ -1,0 +1,79 @@
+"""A comparison in sentences: what is beyond noise, and how to read its numbers."""
+
+from collections.abc import Sequence
+
+from toss_lightning.compare.cells import Content, difference, p_value, word
+from toss_lightning.compare.numbers import NOISE
+
+
+def statements(content: Content) -> list[str]:
+    """For each pair, what of their differences is beyond noise; a line each."""
+    pairs: dict[tuple[str, str], list[tuple[str, bool, Content]]] = {}
+    for measure, title in zip(content["measures"], _short_titles(content["measures"]), strict=True):
+        for one in measure["differences"]:
+            pairs.setdefault((one["of"], one["against"]), []).append((title, measure["share"], one))
+    lines = []
+    for (ours, theirs), of in pairs.items():
+        tested = [facts for facts in of if "p_holm" in facts[-1]]
+        beyond = [
+            f"{word(one)} in {title} ({difference(one, share)}, p {p_value(one['p_holm'])})"
+            for title, share, one in tested
+            if one["beyond_noise"]
+        ]
+        within = [title for title, _, one in tested if not one["beyond_noise"]]
+        parts = [*beyond, *([f"within noise: {', '.join(within)}"] if within else [])]
+        left_out = max((one["undecided"] for *_, one in of), default=0)
+        parts += [f"undecided prompts left out: {left_out}"] if left_out else []
+        lines.append(f"{ours} against {theirs}: {'; '.join(parts) or 'no seeds and prompts in common'}.")
+    return lines
+
+
+def _short_titles(measures: Sequence[Content]) -> list[str]:
+    """Names of measures, with the judge where several decide the same, and with what screens marked."""
+    names = [one["name"] for one in measures]
+    return [
+        one["title"] if names.count(one["name"]) > 1 else f"{one['name']}{' (screening)' if one['screening'] else ''}"
+        for one in measures
+    ]
+
+
+def notes(content: Content) -> list[str]:
+    """How to read the numbers of this comparison, and what to beware of."""
+    seeds = content["seeds"]
+    most = max(len(of) for of in seeds.values())
+    spread = (
+        f"Means over {most} seeds with 95 % t-intervals over the seeds; the base model's are over the prompts."
+        if most > 1
+        else "One seed: 95 % intervals and tests are over the prompts, and say nothing of another training seed."
+    )
+    found = [
+        spread,
+        f"Beyond noise: p < {NOISE:g} after Holm's adjustment over all pairs of a measure.",
+        f"Time is that of training with all that a method needs, without evaluation, over {content['baseline']}'s.",
+    ]
+    if content["oracle"] is not None:
+        found += _notes_on_oracle(content)
+    if any(measure["screening"] for measure in content["measures"]):
+        found.append("A screening judge is no result by itself.")
+    fewer = [f"{name} ({len(of)})" for name, of in seeds.items() if len(of) < most]
+    found += [f"Fewer seeds than the others: {', '.join(fewer)}."] if fewer else []
+    found += [f"Not there yet: {', '.join(content['missing'])}."] if content.get("missing") else []
+    if content.get("unjudged"):
+        found.append(f"Replies are still to be compared for the win rates of {', '.join(content['unjudged'])}.")
+    found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content["idle"].items()]
+    found += [f"Methods differ in {line}." for line in content.get("differing", [])]
+    return found
+
+
+def _notes_on_oracle(content: Content) -> list[str]:
+    oracle, baseline = content["oracle"], content["baseline"]
+    worse = [
+        title
+        for one, title in zip(content["measures"], _short_titles(content["measures"]), strict=True)
+        if one["gap_closed"]["beyond_noise"] and not one["gap_closed"]["oracle_better"]
+    ]
+    return [
+        f"Share of the gap closed: (method − {baseline}) / ({oracle} − {baseline}), with Fieller's 95 % interval over"
+        f" the seeds; no gap: the difference of {oracle} and {baseline} is within noise.",
+        *([f"{oracle} is worse than {baseline} in {', '.join(worse)}: to close that gap is no gain."] if worse else []),
+    ]

@@ -1,0 +1,71 @@
+"""From results of lm-evaluation-harness to measures of utility."""
+
+from collections.abc import Iterator, Mapping
+from statistics import NormalDist
+from typing import Any
+
+from toss_lightning.evaluation.benchmarks import Benchmarks, Group, Score, TaskResult
+from toss_lightning.evaluation.results import Measure
+
+Z = NormalDist().inv_cdf(0.975)
+
+
+def benchmark_measures(found: Benchmarks) -> list[Measure]:
+    """A measure for each metric of each task, and of each group over all its questions."""
+    measures = []
+    for task in found.tasks:
+        by_adapter = {adapter: of[task].scores for adapter, of in found.results.items()}
+        for scores in zip(*by_adapter.values(), strict=True):
+            measures.append(_measure(task, dict(zip(by_adapter, scores, strict=True))))
+    for name, group in found.groups.items():
+        pooled = {adapter: list(_pooled(group, of)) for adapter, of in found.results.items()}
+        for scores in zip(*pooled.values(), strict=True):
+            measures.append(_measure(name, dict(zip(pooled, scores, strict=True))))
+    return measures
+
+
+def benchmark_facts(found: Benchmarks) -> dict[str, Any]:
+    """What was asked, as plain values, for ``evaluation.json``."""
+    results = next(iter(found.results.values()))
+    tasks = {
+        name: {
+            "version": one.version,
+            "num_fewshot": one.num_fewshot,
+            "asked": max(score.n for score in one.scores),
+            "questions": one.questions,
+        }
+        for name, one in results.items()
+    }
+    groups = {name: list(group.tasks) for name, group in found.groups.items()}
+    return {"version": found.version, "tasks": tasks, "groups": groups}
+
+
+def _pooled(group: Group, results: Mapping[str, TaskResult]) -> Iterator[Score]:
+    """The scores of a group: each over the questions of all tasks that have it."""
+    scores = [score for task in group.tasks for score in results[task].scores]
+    for metric, filters in group.metrics:
+        for kind in filters or dict.fromkeys(score.filter for score in scores if score.metric == metric):
+            parts = [score for score in scores if (score.metric, score.filter) == (metric, kind)]
+            values = [value for score in parts if score.values is not None for value in score.values]
+            known = [value for value in values if value is not None]
+            if known:
+                yield Score(metric, kind, parts[0].better, values, sum(known) / len(known), None, len(known))
+
+
+def _measure(name: str, scores: Mapping[str, Score]) -> Measure:
+    first = next(iter(scores.values()))
+    title = f"{first.title}, {name}"
+    values = {adapter: one.values for adapter, one in scores.items() if one.values is not None}
+    if values:
+        share = all(value in (0, 1, None) for of in values.values() for value in of)
+        return Measure(title, first.better, values, share, set=name)
+    alone: dict[str, list[float | None]] = {adapter: [one.value] for adapter, one in scores.items()}
+    intervals = {adapter: _interval(one) for adapter, one in scores.items()}
+    return Measure(title, first.better, alone, False, set=name, intervals=intervals)
+
+
+def _interval(score: Score) -> dict[str, Any]:
+    """By the standard error that lm_eval drew."""
+    reach = None if score.stderr is None else Z * score.stderr
+    low, high = (None, None) if reach is None else (score.value - reach, score.value + reach)
+    return {"value": score.value, "low": low, "high": high, "n": score.n, "undecided": 0}

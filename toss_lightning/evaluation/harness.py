@@ -1,0 +1,295 @@
+"""Public benchmarks: tasks of lm-evaluation-harness, run on the model that is in memory."""
+
+import copy
+import difflib
+import json
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from transformers import GenerationConfig
+
+from toss_lightning.data.scoring import digest_of
+from toss_lightning.data.tokenize import ChatTokenizer
+from toss_lightning.errors import ConfigError, DataError, StoreError
+from toss_lightning.evaluation.benchmarks import Benchmarks, Group, LmEval, Score, TaskResult
+from toss_lightning.evaluation.replies import stop_tokens
+from toss_lightning.files import write_text
+from toss_lightning.progress import say
+
+KEY = "loop.evaluation.lm_eval"
+SEED, OTHER_SEED = 0, 1234
+"""What lm_eval seeds Python's random numbers with, and all others; so are examples drawn."""
+BOOTSTRAP = 1000
+"""Draws for the standard error of a metric that is no mean over questions."""
+
+
+class Harness:
+    """Lets the adapters of a module answer tasks of lm-evaluation-harness.
+
+    Tasks are found and their data read here, before anything is trained. What a directory of results holds already is
+    not computed again: its name says what the answers depend on. Every task is one rank's, so that which questions
+    share a batch, and with it every number, does not depend on how many ranks there are.
+
+    Args:
+        settings: which tasks, and how.
+        chat: renders prompts.
+
+    Attributes:
+        tasks: name -> the task, as lm_eval has it.
+        groups: those that were asked for and whose questions are counted together.
+
+    Raises:
+        ConfigError: lm_eval is not installed, or a task does not exist or cannot be run here.
+        DataError: a task's data cannot be read.
+    """
+
+    def __init__(self, settings: LmEval, chat: ChatTokenizer) -> None:
+        settings.check(KEY)
+        if find_spec("lm_eval") is None:
+            raise ConfigError(f'{KEY}: the package lm_eval is not installed: pip install "toss_lightning[lm_eval]"')
+        from lm_eval import __version__
+
+        self.settings, self.chat, self._version = settings, chat, str(__version__)
+        self.tasks: dict[str, Any] = {}
+        self.groups: dict[str, Group] = {}
+        self._alone: list[str] = []
+        with _seeded(torch.device("cpu")):
+            manager = self._manager()
+            for name in settings.tasks:
+                self._load(manager, name)
+        self._requests: dict[str, str] = {}
+
+    def answers(
+        self, trainer: Trainer, adapter: str, name: str, directory: Path, between: Callable[[], None] = lambda: None
+    ) -> dict[str, TaskResult]:
+        """What the metrics of every task say of an adapter; every rank gets the whole.
+
+        Args:
+            trainer: holds the module and the strategy.
+            adapter: the one of the module that answers; ``base`` for none.
+            name: what people call it.
+            directory: where results are kept.
+            between: called on every rank, equally often, whenever a result is on disk; what it raises ends the work.
+
+        Raises:
+            ConfigError: a task generates more tokens than the model can read.
+            StoreError: the directory cannot be written, or holds a damaged file.
+        """
+        module: Any = trainer.lightning_module
+        strategy, was_training = trainer.strategy, module.training
+        model = self._language_model(module)
+        if not self._requests:
+            with _seeded(model.device):
+                self._requests = strategy.broadcast(self._digests(model) if trainer.is_global_zero else {})
+        weights = [sorted(module.fingerprints().items()), module.digest(adapter), stop_tokens(module, self.chat)]
+        files = {
+            task: directory / f"{task}-{digest_of(json.dumps([weights, digest]))}.json"
+            for task, digest in self._requests.items()
+        }
+        pending: list[str] = strategy.broadcast([task for task, file in files.items() if not file.exists()])
+        mine = pending[trainer.global_rank :: trainer.world_size]
+        with module.using(adapter), _plain_generation(module, stop_tokens(module, self.chat)):
+            for turn in range(math.ceil(len(pending) / trainer.world_size)):
+                if turn < len(mine):
+                    say(f"{name} answers {mine[turn]}")
+                    write_text(files[mine[turn]], self._evaluate(model, mine[turn]))
+                between()
+        module.train(was_training)
+        strategy.barrier("tasks answered")
+        return {task: _read(file) for task, file in files.items()}
+
+    def summed_up(self, results: Mapping[str, Mapping[str, TaskResult]]) -> Benchmarks:
+        """What :meth:`answers` found of each adapter, with what was asked."""
+        return Benchmarks(
+            self._version, tuple(self._alone), self.groups, {name: dict(of) for name, of in results.items()}
+        )
+
+    # --- tasks --------------------------------------------------------------------------------------------------------
+
+    def _manager(self) -> Any:
+        """Knows where each task is described."""
+        from lm_eval.tasks import TaskManager
+
+        own = self.settings.include_path
+        if own is not None:
+            own = str(Path(own).expanduser())
+            manager = TaskManager(include_path=own, include_defaults=False)
+            # to read the descriptions of all public tasks takes seconds
+            if set(self.settings.tasks) <= set(manager.all_subtasks):
+                return manager
+        return TaskManager(include_path=own)
+
+    def _load(self, manager: Any, name: str) -> None:
+        """Adds a task, or those of a group or tag, with their data."""
+        if name not in manager.task_index and not Path(name).is_file():
+            near = difflib.get_close_matches(name, manager.all_tasks)
+            hint = f"near it are {', '.join(near)}" if near else "lm_eval ls tasks lists them"
+            raise ConfigError(f"{KEY}.tasks: {name}: lm_eval knows no such task: {hint}; own ones need include_path")
+        try:
+            loaded = manager.load([name])
+        except (OSError, ValueError, RuntimeError, ImportError, yaml.YAMLError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"{KEY}.tasks: {name}: the task or its data cannot be read ({reason})") from error
+        for task_name, task in loaded["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+                what = "runs code that the model writes" if getattr(task, "UNSAFE_CODE", False) else "shows images"
+                raise ConfigError(f"{KEY}.tasks: {task_name}: the task {what}, which is not supported: leave it out")
+            # a task that fixes none is meant to have none, to lm_eval too
+            if self.settings.num_fewshot is not None and task.get_config("num_fewshot") != 0:
+                task.set_config("num_fewshot", self.settings.num_fewshot)
+            if task.get_config("num_fewshot") is None:
+                task.set_config("num_fewshot", 0)
+            self.tasks[task_name] = task
+        group = loaded["groups"].get(name)
+        counted = (group.aggregate_metric_list if group is not None else None) or []
+        # a mean of means has no value for each question, so such a group is told task by task
+        if counted and all(one.weight_by_size and one.aggregation == "mean" for one in counted):
+            metrics = [(one.metric, tuple(one.filter_list) if one.filter_list else None) for one in counted]
+            self.groups[name] = Group(tuple(loaded["tasks"]), tuple(metrics))
+        else:
+            self._alone += [one for one in loaded["tasks"] if one not in self._alone]
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _language_model(self, module: Any) -> Any:
+        """The module's base and the adapter that it computes with, as lm_eval wants them; in evaluation mode then."""
+        from lm_eval.models.huggingface import HFLM
+
+        logger = logging.getLogger(HFLM.__module__)
+        level = logger.level
+        # it warns that the model is in memory already, which is what is wanted here
+        logger.setLevel(logging.ERROR)
+        try:
+            return HFLM(
+                pretrained=module.bank.model,
+                # it gives a tokenizer without padding a token for it
+                tokenizer=copy.deepcopy(self.chat.tokenizer),
+                batch_size=self.settings.batch_size,
+                chat_template_args=dict(self.chat.template_options),
+            )
+        finally:
+            logger.setLevel(level)
+
+    def _digests(self, model: Any) -> dict[str, str]:
+        """For each task, what its numbers depend on beside the model: every request as it is put, and its metrics."""
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        found, chat = {}, self.settings.apply_chat_template
+        for name, task in self.tasks.items():
+            task.set_fewshot_seed(OTHER_SEED)
+            task.build_all_requests(
+                limit=self.settings.limit,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=True,
+                chat_template=model.apply_chat_template if chat else None,
+                tokenizer_name=model.tokenizer_name if chat else "",
+            )
+            for one in task.instances:
+                if one.request_type == "generate_until":
+                    length = normalize_gen_kwargs(one.args[1], model.max_gen_toks)["max_gen_toks"]
+                    if length >= model.max_length:
+                        raise ConfigError(
+                            f"{KEY}.tasks: {name}: its max_gen_toks is {length}, but the model can read"
+                            f" {model.max_length} tokens in all: leave the task out, or give it fewer"
+                        )
+            requests = [[one.request_type, one.args, one.doc] for one in task.instances]
+            facts = [self._version, self.settings.batch_size, task.dump_config(), requests]
+            found[name] = digest_of(json.dumps(facts, default=str))
+        return found
+
+    def _evaluate(self, model: Any, name: str) -> str:
+        """The content of a task's file."""
+        from lm_eval import evaluate
+
+        task = self.tasks[name]
+        # a pool of processes that is forked from one with a GPU may hang
+        os.environ["DISABLE_MULTIPROC"] = "1"
+        # every adapter sees the same examples
+        task.set_fewshot_seed(OTHER_SEED)
+        with _seeded(model.device):
+            found = evaluate(
+                lm=model,
+                task_dict={"tasks": {name: task}, "groups": {}},
+                limit=self.settings.limit,
+                bootstrap_iters=BOOTSTRAP,
+                apply_chat_template=self.settings.apply_chat_template,
+                fewshot_as_multiturn=True,
+            )
+        samples = sorted(found["samples"][name], key=lambda one: (one["doc_id"], one["filter"]))
+        metrics = {(metric, one["filter"]): None for one in samples for metric in one["metrics"]}
+        kept = ("doc_id", "filter", "prompt_hash", "target", "filtered_resps")
+        content = {
+            "task": name,
+            "version": str(found["versions"][name]),
+            "num_fewshot": found["n-shot"][name],
+            "questions": found["n-samples"][name]["original"],
+            "scores": [_score(task, found["results"][name], samples, *one) for one in metrics],
+            "samples": [{key: one[key] for key in kept} for one in samples],
+        }
+        return json.dumps(content, default=str, ensure_ascii=False) + "\n"
+
+
+def _score(
+    task: Any, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], metric: str, kind: str
+) -> dict[str, Any]:
+    from lm_eval.api.metrics import mean
+
+    of_question = {one["doc_id"]: one.get(metric) for one in samples if one["filter"] == kind}
+    is_mean = task.aggregation().get(metric, mean) is mean
+    stderr = results[f"{metric}_stderr,{kind}"]
+    return {
+        "metric": metric,
+        "filter": kind,
+        "better": "lower" if task.higher_is_better().get(metric) is False else "higher",
+        "values": [_number(value) for value in of_question.values()] if is_mean else None,
+        "value": float(results[f"{metric},{kind}"]),
+        "stderr": None if isinstance(stderr, str) else float(stderr),
+        "n": sum(value is not None for value in of_question.values()),
+    }
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _read(file: Path) -> TaskResult:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        facts = {key: content[key] for key in ("task", "version", "num_fewshot", "questions")}
+        return TaskResult(**facts, scores=tuple(Score(**one) for one in content["scores"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file}: damaged ({error}): delete it and run the test again") from error
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """Draws inside the block what lm_eval does when it is run alone, and leaves the random numbers of the run alone."""
+    with isolate_rng(include_cuda=False), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random.seed(SEED)
+        np.random.seed(OTHER_SEED)
+        torch.manual_seed(OTHER_SEED)
+        yield
+
+
+@contextmanager
+def _plain_generation(module: Any, stop: Sequence[int]) -> Iterator[None]:
+    """Generates by the task's settings alone inside the block, without those that chat models bring along."""
+    model = module.bank.model
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=list(stop), pad_token_id=stop[0])
+    try:
+        yield
+    finally:
+        model.generation_config = own

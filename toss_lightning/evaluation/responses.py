@@ -1,0 +1,53 @@
+"""responses.jsonl: every response of an evaluation with its prompt and its verdicts, a JSON object a line."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from toss_lightning.data.formats import Message
+from toss_lightning.errors import StoreError
+from toss_lightning.evaluation.evaluation import Findings
+from toss_lightning.evaluation.records import Prompt, Response
+from toss_lightning.files import write_text
+
+
+def write_responses(findings: Findings, path: Path) -> None:
+    """Writes the responses of all adapters."""
+    lines = []
+    for name, responses in findings.responses.items():
+        for at, one in enumerate(responses):
+            verdicts = {judge: asdict(of[name][at]) for judge, of in findings.verdicts.items()}
+            facts = {
+                "adapter": name,
+                "set": one.prompt.set,
+                "prompt_id": one.prompt.prompt_id,
+                "label": one.prompt.label,
+                "category": one.prompt.category,
+                "messages": [asdict(turn) for turn in one.prompt.messages],
+                "response": one.text,
+                "tokens": one.tokens,
+                "stopped": one.stopped,
+                "verdicts": verdicts if one.prompt.label is not None else {},
+            }
+            lines.append(json.dumps(facts, ensure_ascii=False))
+    write_text(path, "\n".join([*lines, ""]))
+
+
+def read_responses(path: Path) -> dict[str, list[Response]]:
+    """Adapter -> its responses, in the order of the prompts; of the prompts, what a judge reads.
+
+    Raises:
+        StoreError: the file is not there, or damaged.
+    """
+    found: dict[str, list[Response]] = {}
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                facts = json.loads(line)
+                turns = tuple(Message(**turn) for turn in facts["messages"])
+                prompt = Prompt(facts["set"], facts["prompt_id"], turns, facts["label"], facts["category"])
+                response = Response(facts["adapter"], prompt, facts["response"], facts["tokens"], facts["stopped"])
+                found.setdefault(response.adapter, []).append(response)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: damaged ({error}): delete {path.parent}, and test again") from error
+    return found
