@@ -14,6 +14,7 @@ from toss_lightning.cli import main
 from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation import Evaluation, Judge, KeywordJudge, PromptSet, Response, Verdict
 from toss_lightning.evaluation.divergence_svg import draw_divergence
+from toss_lightning.loops.toss import TossLoop
 from toss_lightning.models.generation import Sampling
 
 PLAN = ("utility", "degraded", "score", "select", "sft", "target", "test")
@@ -44,8 +45,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     sums = [{"id": f"s{at}", "question": f"w{at}", "answer": "3"} for at in range(4)]
     chats = [_chat(f"w{at}", "w5 w6 w7") for at in range(3)]
     pairs = [_chat(f"w{at}", "w5 w6") | {"safe_reply": "w9 w8 w1"} for at in range(6)]
+    long = [_chat("w1", "w2 " * 200) | {"safe_reply": "w3"}]
     found = {}
-    for name, rows in {"asked": asked, "sums": sums, "chats": chats, "pairs": pairs}.items():
+    for name, rows in {"long": long, "asked": asked, "sums": sums, "chats": chats, "pairs": pairs}.items():
         found[name] = str(folder / f"{name}.jsonl")
         Path(found[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return found
@@ -162,13 +164,60 @@ def test_a_run_tested_again_asks_nobody_twice(
     assert results(tested) == before
 
 
-def test_equal_responses_are_judged_once(tiny_model, tiny_sets, files, tmp_path: Path) -> None:
-    judge = Parity()
-    tiny_fit(
-        tiny_model, tiny_sets, tmp_path, plan=["target", "test"], loop={"evaluation": settings(files, judges=[judge])}
-    )
-    assert len(judge._seen) == len(set(judge._seen))
+def test_an_adapter_of_another_run_stands_under_its_path_and_equal_responses_are_judged_once(
+    tiny_model, tiny_sets, files, tested: Path, tmp_path: Path
+) -> None:
+    judge, other = Parity(), str(tested / "adapters" / "target")
+    adapters = ["base", "target", other, str(tested / "adapters" / "sft")]
+    evaluation = settings(files, judges=[judge], adapters=adapters)
+    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop={"evaluation": evaluation})
+    assert results(tmp_path)["adapters"] == adapters
+    texts = {name: [one["response"] for one in responses(tmp_path) if one["adapter"] == name] for name in adapters}
+    assert texts["target"] == texts[other], "the same settings make the same adapter"
+    judged = len(adapters) * 10
+    assert len(judge._seen) == len(set(judge._seen)) <= judged - 10
+
+
+def test_a_fit_tests_what_it_made_and_not_what_lay_there(tiny_model, tiny_sets, files, tmp_path: Path) -> None:
+    (tmp_path / "adapters" / "sft").mkdir(parents=True)
+    loop = {"evaluation": settings(files, judges=[Parity()])}
+    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target", "test"], loop=loop)
     assert results(tmp_path)["adapters"] == ["base", "target"]
+
+
+def test_rounds_leave_adapters_that_can_be_tested(tiny_model, tiny_sets, files, tmp_path: Path) -> None:
+    evaluation = settings(files, adapters=["base", "degraded-1"], pairs=None)
+    loop = {"evaluation": evaluation, "rounds": 1, "promote": 2}
+    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=[step for step in PLAN if step != "sft"], loop=loop)
+    assert results(tmp_path)["adapters"] == ["base", "degraded-1"]
+
+
+def test_without_positions_no_divergence_is_taken(tiny_model, tiny_sets, files, tested: Path, tmp_path: Path) -> None:
+    loop = {"evaluation": settings(files, positions=0)}
+    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop=loop)
+    assert results(tmp_path)["divergence"] == {}
+    assert not (tmp_path / "evaluation" / "divergence.svg").exists()
+    margins = [
+        [one["adapters"] for one in results(run)["measures"] if one["name"].startswith("margin")]
+        for run in (tested, tmp_path)
+    ]
+    assert margins[0] == margins[1]
+
+
+def test_who_is_told_to_stop_stops_between_two_parts_that_a_judge_reads(
+    tiny_model, tiny_sets, files, tested: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Parity()
+    loop = {"evaluation": settings(files, judges=[judge], sampling=Sampling(max_new_tokens=3))}
+
+    def stop_if_told(_: TossLoop) -> None:
+        if judge._seen:
+            raise RuntimeError("told to stop")
+
+    monkeypatch.setattr(TossLoop, "_stop_if_told", stop_if_told)
+    with pytest.raises(RuntimeError, match="told to stop"):
+        tiny_fit(tiny_model, tiny_sets, tested, plan=["test"], loop=loop)
+    assert len(judge._seen) == judge.chunk
 
 
 @pytest.mark.parametrize(
@@ -180,11 +229,16 @@ def test_equal_responses_are_judged_once(tiny_model, tiny_sets, files, tmp_path:
         ({"judges": [KeywordJudge(), KeywordJudge()]}, "loop.evaluation.judges: KeywordJudge stands twice"),
         ({"adapters": ["other"]}, "loop.evaluation.adapters: other: no adapter in .*; there is base"),
         ({"prompts": {"mine": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
+        ({"sampling": Sampling(max_new_tokens=255)}, "max_new_tokens: 255 beside the"),
+        ({"pairs": "long"}, "loop.evaluation.pairs: one has .* tokens, and data.max_tokens holds"),
+        ({"positions": -1}, "loop.evaluation.positions: -1: give 0 or more"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_trained(
     tiny_model, tiny_sets, files, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
+    if change.get("pairs") == "long":
+        change = {"pairs": files["long"]}
     with pytest.raises((ConfigError, DataError), match=message):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop={"evaluation": settings(files, **change)})
     assert not (tmp_path / "adapters").exists()

@@ -15,7 +15,8 @@ from toss_lightning.data.formats import Conversation, Message
 from toss_lightning.data.tokenize import ChatTokenizer
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.evaluation import Prompt
-from toss_lightning.evaluation.likelihood import measure, opener_tokens
+from toss_lightning.evaluation.likelihood import Measured, measure, opener_tokens
+from toss_lightning.evaluation.readings import Readings
 from toss_lightning.evaluation.replies import Replies
 from toss_lightning.models.adapters import SLOT
 from toss_lightning.models.generation import Sampling
@@ -91,10 +92,8 @@ def test_a_killed_run_goes_on_behind_the_last_batch(
         if len(calls) == 2:
             raise RuntimeError("killed")
 
-    dying = trained.replies(tmp_path / "cut")
-    dying.between = killed
     with pytest.raises(RuntimeError, match="killed"):
-        dying.to(PROMPTS, SLOT, "target")
+        trained.replies(tmp_path / "cut").to(PROMPTS, SLOT, "target", killed)
     calls.append(1)
     assert trained.replies(tmp_path / "cut").to(PROMPTS, SLOT, "target") == whole
     assert _files(tmp_path / "cut") == _files(tmp_path / "whole")
@@ -147,6 +146,33 @@ def test_what_is_read_is_what_full_logits_say(trained: Trained, adapter: str, ma
     np.testing.assert_allclose(found.divergence, divergence, atol=1e-5)
     assert found.ordinal.tolist() == ordinals
     assert (adapter == "base") == (max(found.divergence) == 0)
+    short = measure(trained.trainer, rows, adapter, openers, max_tokens, divergences=False)
+    np.testing.assert_array_equal(short.loss, found.loss)
+    assert not short.divergence.any()
+
+
+def test_replies_are_read_once(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def readings(divergences: bool = True) -> Readings:
+        return Readings(trained.trainer, trained.chat, tmp_path, 1000, divergences)
+
+    rows = some_rows(trained.chat)
+    first = {name: readings().of(rows, name, name) for name in ("base", SLOT)}
+    readings(divergences=False).of(rows, SLOT, SLOT)
+    readings().of(rows[:2], SLOT, SLOT)
+    assert len(list(tmp_path.iterdir())) == 4
+    monkeypatch.setattr("toss_lightning.evaluation.readings.measure", lambda *_: pytest.fail("read again"))
+    for name, found in first.items():
+        again = readings().of(rows, name, "another title")
+        for one, other in zip(vars_of(again), vars_of(found), strict=True):
+            np.testing.assert_array_equal(one, other)
+    for file in tmp_path.iterdir():
+        file.write_text('{"loss": [')
+    with pytest.raises(StoreError, match=r"\w+.json: damaged .* delete it and run the test again"):
+        readings().of(rows, SLOT, SLOT)
+
+
+def vars_of(one: Measured) -> list[np.ndarray]:
+    return [one.loss, one.opening, one.divergence, one.ordinal]
 
 
 def test_openers_are_first_tokens_each_once(trained: Trained) -> None:

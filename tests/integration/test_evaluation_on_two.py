@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ def runs(tiny_model: str, tiny_sets: dict[str, str], tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("runs")
     rows = [{"id": f"p{at}", "prompt": f"w{at} w{at + 1}", "label": ("harmful", "benign")[at % 2]} for at in range(11)]
     (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [_chat(f"w{at}", "w5 w6 w7", "w8 " * (1 + at % 3)) for at in range(7)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     config = {
         "data": {**tiny_sets, "batch_size": 4, "max_tokens": 40},
         "model": {"base": {"path": tiny_model, "quantization": "none"}, "lora": {"r": 4, "targets": "all-linear"}},
@@ -26,6 +29,7 @@ def runs(tiny_model: str, tiny_sets: dict[str, str], tmp_path_factory: pytest.Te
             "epochs": 1,
             "evaluation": {
                 "prompts": {"asked": str(folder / "asked.jsonl")},
+                "pairs": str(folder / "pairs.jsonl"),
                 "sampling": {"max_new_tokens": 4, "temperature": 2.0},
                 "batch_size": 2,
             },
@@ -48,6 +52,23 @@ def runs(tiny_model: str, tiny_sets: dict[str, str], tmp_path_factory: pytest.Te
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     return folder
+
+
+def _chat(prompt: str, harmful: str, safe: str) -> dict[str, Any]:
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": harmful}]
+    return {"messages": turns, "safe_reply": safe.strip()}
+
+
+def test_two_processes_find_the_same_numbers(runs: Path) -> None:
+    one, two = (
+        json.loads((runs / name / "evaluation" / "evaluation.json").read_text())["measures"] for name in ("one", "two")
+    )
+    assert [measure["name"] for measure in one] == [measure["name"] for measure in two]
+    assert "margin of the safe reply, nats per token" in [measure["name"] for measure in one]
+    for ours, theirs in zip(one, two, strict=True):
+        for adapter, values in ours["values"].items():
+            # rows share batches with other rows, and so differ by rounding
+            assert values == pytest.approx(theirs["values"][adapter], rel=1e-5)
 
 
 def test_two_processes_draw_the_same_replies(runs: Path) -> None:

@@ -13,16 +13,19 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.evaluation.benchmarks import Benchmarks, LmEval, TaskResult
 from toss_lightning.evaluation.harness import Harness
 from toss_lightning.evaluation.judges import Judge, KeywordJudge
-from toss_lightning.evaluation.likelihood import Measured, measure, opener_tokens, reply_rows
+from toss_lightning.evaluation.likelihood import Measured, check_lengths, reply_rows
 from toss_lightning.evaluation.prompts import Pair, PromptSet, load_pairs, load_prompts
+from toss_lightning.evaluation.readings import Readings
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.replies import Replies
-from toss_lightning.evaluation.verdicts import judge_responses
+from toss_lightning.evaluation.verdicts import judging, known_verdicts
 from toss_lightning.models.adapters import BASE, SLOT
 from toss_lightning.models.generation import Sampling
 
 ADAPTERS = ("sft", "target")
 """Adapters of a run that are evaluated beside the base where none is named."""
+DONE = object()
+"""What a judge that has read everything comes back with."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,18 @@ class Evaluation:
     judges: list[Judge] | None = None
     """Who reads the replies; KeywordJudge by default."""
     adapters: list[str] | None = None
-    """base, names below the run's adapters, or paths of PEFT adapters; by default base, sft and target, as far as they
-    are there."""
+    """base, names below the run's adapters, or paths of PEFT adapters, which are told by their paths; by default base,
+    and sft and target as far as the plan makes them (with ``toss test``, as far as they are there)."""
     sampling: Sampling = field(default_factory=Sampling)
     """How replies are drawn."""
     batch_size: int = 32
     """Prompts that a device replies to at once."""
     positions: int = 32
-    """Response positions for which the divergence from the base is told."""
+    """Response positions for which the divergence from the base is told; 0 leaves it out, and the passes that it
+    costs."""
     cache: str | None = None
-    """Directory of replies, verdicts and answers to tasks, to be shared by runs; that of the run by default."""
+    """Directory of replies, readings, verdicts and answers to tasks, to be shared by runs; that of the run by
+    default."""
 
     def check(self) -> None:
         """Refuses settings that cannot work.
@@ -58,9 +63,9 @@ class Evaluation:
         """
         if not self.prompts and self.pairs is None and self.lm_eval is None:
             raise ConfigError("loop.evaluation: nothing to ask: name prompts, or pairs, or tasks of lm_eval")
-        for key in ("batch_size", "positions"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"loop.evaluation.{key}: {getattr(self, key)}: give 1 or more")
+        for key, least in (("batch_size", 1), ("positions", 0)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"loop.evaluation.{key}: {getattr(self, key)}: give {least} or more")
         self.sampling.check("loop.evaluation.sampling")
 
 
@@ -75,7 +80,7 @@ class Findings:
         pairs: harmful requests with two replies.
         harmful: adapter -> what it says of the harmful replies of the pairs.
         safe: adapter -> what it says of their safe replies.
-        benign: adapter -> what it says of the held-out replies of the task.
+        benign: adapter -> what it says of the held-out replies of the task, where the divergence is taken.
         benchmarks: what the adapters answered to tasks of lm_eval, if there are any.
     """
 
@@ -102,8 +107,8 @@ class Evaluator:
         max_tokens: padded tokens that a device holds at once, where replies are given and only read.
 
     Raises:
-        ConfigError: a setting cannot work, or an adapter is not there.
-        DataError: a set cannot be read.
+        ConfigError: a setting cannot work, or a prompt or a pair is too long.
+        DataError: a set cannot be read, or the chat template refuses a prompt.
     """
 
     def __init__(
@@ -122,6 +127,17 @@ class Evaluator:
         names = [judge.name for judge in self.judges]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"loop.evaluation.judges: {repeated[0]} stands twice: leave one out")
+        settings = (self.cache / "replies", evaluation.sampling, evaluation.batch_size)
+        self._replies = Replies(trainer, chat, *settings)
+        for of_set in self.prompts.values():
+            self._replies.render(of_set)
+        self._rows = {
+            "harmful": reply_rows(chat, [pair.harmful for pair in self.pairs]),
+            "safe": reply_rows(chat, [pair.safe for pair in self.pairs]),
+        }
+        for of_kind in self._rows.values():
+            check_lengths(of_kind, max_tokens, "loop.evaluation.pairs")
+        self._readings = Readings(trainer, chat, self.cache / "likelihood", max_tokens, bool(evaluation.positions))
 
     @property
     def directory(self) -> Path:
@@ -130,14 +146,14 @@ class Evaluator:
 
     @property
     def cache(self) -> Path:
-        """Where replies, verdicts and answers to tasks are kept."""
+        """Where replies, readings, verdicts and answers to tasks are kept."""
         return Path(self.evaluation.cache).expanduser() if self.evaluation.cache else self.directory
 
-    def adapters(self, expected: Sequence[str] = ()) -> dict[str, Path | None]:
+    def adapters(self, expected: Sequence[str] | None = None) -> dict[str, Path | None]:
         """What replies: a name -> where its adapter lies, None for the base alone.
 
         Args:
-            expected: adapters that the run is about to make.
+            expected: adapters that the run makes; None where it makes none, and those that are there are taken.
 
         Raises:
             ConfigError: one is not there.
@@ -145,26 +161,33 @@ class Evaluator:
         own = self.run_dir / "adapters"
         wanted = self.evaluation.adapters
         if wanted is None:
-            wanted = [BASE, *(name for name in ADAPTERS if name in expected or (own / name).is_dir())]
+            there = [name for name in ADAPTERS if (own / name).is_dir()] if expected is None else expected
+            wanted = [BASE, *(name for name in ADAPTERS if name in there)]
         found: dict[str, Path | None] = {}
         for name in wanted:
             path = own / name if "/" not in name else Path(name).expanduser()
             if name == BASE:
                 found[BASE] = None
-            elif path.is_dir() or name in expected:
-                found[name if "/" not in name else path.name] = path
+            elif path.is_dir() or name in (expected or ()):
+                found[name] = path
             else:
-                there = sorted(one.name for one in own.glob("*/")) if own.is_dir() else []
+                known = sorted({*(one.name for one in own.glob("*/")), *(expected or ())})
                 raise ConfigError(
-                    f"loop.evaluation.adapters: {name}: no adapter in {path}; there is {', '.join([BASE, *there])}"
+                    f"loop.evaluation.adapters: {name}: no adapter in {path}; there is {', '.join([BASE, *known])}"
                 )
         return found
 
-    def find(self, benign: Sequence[TokenizedRow], between: Callable[[], None] = lambda: None) -> Findings:
+    def find(
+        self,
+        benign: Sequence[TokenizedRow],
+        expected: Sequence[str] | None = None,
+        between: Callable[[], None] = lambda: None,
+    ) -> Findings:
         """Lets every adapter reply, and every judge read.
 
         Args:
             benign: held-out rows of the task, for the divergence from the base; as many as there are pairs are read.
+            expected: adapters that the run has made; see :meth:`adapters`.
             between: called on every rank, equally often, whenever something is on disk.
         """
         module: Any = self.trainer.lightning_module
@@ -172,39 +195,40 @@ class Evaluator:
         responses: dict[str, list[Response]] = {}
         read: dict[str, dict[str, Measured]] = {"harmful": {}, "safe": {}, "benign": {}}
         answers: dict[str, dict[str, TaskResult]] = {}
-        rows = {
-            "harmful": reply_rows(self.chat, [pair.harmful for pair in self.pairs]),
-            "safe": reply_rows(self.chat, [pair.safe for pair in self.pairs]),
-            "benign": list(benign[: len(self.pairs)]),
-        }
-        settings = (self.cache / "replies", self.evaluation.sampling, self.evaluation.batch_size, between)
-        replies, openers = Replies(self.trainer, self.chat, *settings), opener_tokens(self.chat)
-        for name, path in self.adapters().items():
+        rows = {**self._rows, "benign": list(benign[: len(self.pairs)]) if self.evaluation.positions else []}
+        for name, path in self.adapters(expected).items():
             if path is not None:
                 module.bank.load(SLOT, str(path))
             inside = SLOT if path is not None else BASE
-            responses[name] = [one for of_set in self.prompts.values() for one in replies.to(of_set, inside, name)]
+            responses[name] = [
+                one for of_set in self.prompts.values() for one in self._replies.to(of_set, inside, name, between)
+            ]
             for kind, of_kind in rows.items():
                 if of_kind:
-                    title = f"{name} reads {kind} replies"
-                    read[kind][name] = measure(self.trainer, of_kind, inside, openers, self.max_tokens, title)
+                    read[kind][name] = self._readings.of(of_kind, inside, f"{name} reads {kind} replies")
+                    between()
             if self.harness is not None:
                 answers[name] = self.harness.answers(self.trainer, inside, name, self.cache / "lm_eval", between)
         module.bank.reset()
         benchmarks = self.harness.summed_up(answers) if self.harness is not None else None
-        return Findings(prompts, responses, self._judge(responses), self.pairs, **read, benchmarks=benchmarks)
+        return Findings(prompts, responses, self._judge(responses, between), self.pairs, **read, benchmarks=benchmarks)
 
-    def _judge(self, responses: Mapping[str, list[Response]]) -> dict[str, dict[str, list[Verdict]]]:
-        """What each judge says; on the first rank, which alone needs to know."""
+    def _judge(
+        self, responses: Mapping[str, list[Response]], between: Callable[[], None]
+    ) -> dict[str, dict[str, list[Verdict]]]:
+        """What each judge says; known on the first rank alone, where judges read."""
         found: dict[str, dict[str, list[Verdict]]] = {}
         judged = [one for of_adapter in responses.values() for one in of_adapter if one.prompt.label is not None]
-        if self.trainer.is_global_zero and judged:
-            device = self.trainer.strategy.root_device
-            for judge in self.judges:
-                verdicts = iter(judge_responses(judge, judged, self.cache / "verdicts", device))
+        strategy, directory = self.trainer.strategy, self.cache / "verdicts"
+        for judge in self.judges if judged else ():
+            work = judging(judge, judged, directory, strategy.root_device) if self.trainer.is_global_zero else iter(())
+            # the others hear of every part, for who waits too long in one place is taken for dead
+            while strategy.broadcast(next(work, DONE) is not DONE):
+                between()
+            if self.trainer.is_global_zero:
+                verdicts = iter(known_verdicts(judge, judged, directory))
                 found[judge.name] = {
                     name: [Verdict() if one.prompt.label is None else next(verdicts) for one in of_adapter]
                     for name, of_adapter in responses.items()
                 }
-        self.trainer.strategy.barrier("responses judged")
         return found

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from toss_lightning.data.batching import PassBatches, plan_pass
 from toss_lightning.data.formats import Conversation
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
+from toss_lightning.errors import ConfigError
 from toss_lightning.models.adapters import BASE
 from toss_lightning.models.divergence import base_divergence
 from toss_lightning.models.losses import response_hidden, token_losses
@@ -50,6 +51,7 @@ def measure(
     openers: Sequence[int],
     max_tokens: int,
     name: str | None = None,
+    divergences: bool = True,
 ) -> Measured:
     """Takes rows through the base and an adapter once; every rank gets the whole, and a training goes on unchanged.
 
@@ -60,6 +62,7 @@ def measure(
         openers: ids of the tokens that refusals begin with.
         max_tokens: padded tokens that a device holds at once.
         name: what a progress bar says; none is shown by default.
+        divergences: the divergence from the base is taken, which costs a pass of the base; else it is 0.
     """
     module: Any = trainer.lightning_module
     groups = plan_pass([len(row.input_ids) for row in rows], max_tokens, trainer.world_size)[trainer.global_rank]
@@ -70,7 +73,7 @@ def measure(
         for at in range(len(groups)):
             if groups[at]:
                 batch = trainer.strategy.batch_to_device(batches[at])
-                found.append(_measure_batch(module, batch, adapter, openers))
+                found.append(_measure_batch(module, batch, adapter, openers, divergences))
             bar.update()
     whole, _ = gather(trainer.strategy, torch.cat(found))
     return _in_order(whole.cpu().numpy(), len(rows))
@@ -88,13 +91,15 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _measure_batch(module: Any, batch: dict[str, Any], adapter: str, openers: Sequence[int]) -> Tensor:
+def _measure_batch(
+    module: Any, batch: dict[str, Any], adapter: str, openers: Sequence[int], divergences: bool
+) -> Tensor:
     """Row, ordinal, loss, divergence, and at a first token the probability of an opener; ``[n, 5]``."""
     ids, row, position, model = batch["input_ids"], batch["row"], batch["position"], module.bank.model
     hidden = response_hidden(model, ids, row, position)
     losses = token_losses(hidden, ids[row, position], module.head, module.chunk)
     divergence = torch.zeros_like(losses)
-    if adapter != BASE:
+    if divergences and adapter != BASE:
         with module.using(BASE):
             base_hidden = response_hidden(model, ids, row, position)
         divergence = base_divergence(hidden, base_hidden, module.head, module.chunk)
@@ -117,6 +122,24 @@ def reply_rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> li
     """Conversations as rows whose response is the last turn alone, which is the reply that is measured."""
     last = ChatTokenizer(chat.tokenizer, "last", chat.template_options)
     return [last.tokenize(one, number) for number, one in enumerate(conversations)]
+
+
+def check_lengths(rows: Sequence[TokenizedRow], max_tokens: int, key: str) -> None:
+    """Refuses replies that a device cannot hold.
+
+    Args:
+        rows: the rows, responses included.
+        max_tokens: padded tokens that a device holds at once.
+        key: the setting that gives them.
+
+    Raises:
+        ConfigError: one is longer.
+    """
+    if (longest := max((len(row.input_ids) for row in rows), default=0)) > max_tokens:
+        raise ConfigError(
+            f"{key}: one has {longest} tokens, and data.max_tokens holds {max_tokens}: raise data.max_tokens, or leave"
+            " it out"
+        )
 
 
 def opener_tokens(chat: ChatTokenizer) -> list[int]:

@@ -32,7 +32,6 @@ class Replies:
         directory: where the replies are kept.
         sampling: how they are drawn.
         batch_size: prompts that a device replies to at once.
-        between: called on every rank, equally often, whenever a batch is on disk; what it raises ends the work.
     """
 
     def __init__(
@@ -42,28 +41,40 @@ class Replies:
         directory: Path,
         sampling: Sampling,
         batch_size: int,
-        between: Callable[[], None] = lambda: None,
     ) -> None:
         self.trainer, self.strategy = trainer, trainer.strategy
         module: Any = trainer.lightning_module
         self.module, self.chat = module, chat
-        self.directory, self.sampling, self.batch_size, self.between = directory, sampling, batch_size, between
+        self.directory, self.sampling, self.batch_size = directory, sampling, batch_size
         self.stop = stop_tokens(module, chat)
 
-    def to(self, prompts: Sequence[Prompt], adapter: str, name: str) -> list[Response]:
+    def render(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """The tokens of each prompt.
+
+        Raises:
+            DataError: the chat template refuses one.
+            ConfigError: one and its reply would be longer than the model can read.
+        """
+        ids = [self.chat.prompt_ids(one.messages, f"prompt {one.prompt_id} of {one.set}") for one in prompts]
+        self._check_lengths(prompts, ids)
+        return ids
+
+    def to(
+        self, prompts: Sequence[Prompt], adapter: str, name: str, between: Callable[[], None] = lambda: None
+    ) -> list[Response]:
         """Replies to all prompts of a set, in their order.
 
         Args:
             prompts: the prompts.
             adapter: the one of the module that replies; ``base`` for none.
             name: what the responses call it.
+            between: called on every rank, equally often, whenever a batch is on disk; what it raises ends the work.
 
         Raises:
-            ConfigError: a prompt and its reply would be longer than the model can read.
+            ConfigError: as :meth:`render`.
             StoreError: the directory cannot be written, or holds a damaged file.
         """
-        ids = [self.chat.prompt_ids(one.messages, f"prompt {one.prompt_id} of {one.set}") for one in prompts]
-        self._check_lengths(prompts, ids)
+        ids = self.render(prompts)
         groups = _group([len(one) for one in ids], self.batch_size)
         folder = self.directory / self._digest(ids, groups, adapter)
         if self.trainer.is_global_zero:
@@ -71,7 +82,7 @@ class Replies:
         self.strategy.barrier("directory of replies made")
         missing = [at for at in range(len(groups)) if not _file(folder, at).exists()]
         pending: list[int] = self.strategy.broadcast(missing)
-        self._generate(prompts, ids, groups, pending, folder, adapter, name)
+        self._generate(prompts, ids, groups, pending, folder, adapter, name, between)
         self.strategy.barrier("replies written")
         return self._read(prompts, groups, folder, name)
 
@@ -84,6 +95,7 @@ class Replies:
         folder: Path,
         adapter: str,
         name: str,
+        between: Callable[[], None],
     ) -> None:
         ranks, was_training = self.trainer.world_size, self.module.training
         mine = pending[self.trainer.global_rank :: ranks]
@@ -102,7 +114,7 @@ class Replies:
                     lines = [self._line(prompts[row], reply) for row, reply in zip(groups[at], replies, strict=True)]
                     write_text(_file(folder, at), "".join(lines))
                 bar.update(sum(len(groups[at]) for at in pending[turn * ranks :][:ranks]))
-                self.between()
+                between()
         self.module.train(was_training)
 
     def _line(self, prompt: Prompt, reply: np.ndarray) -> str:

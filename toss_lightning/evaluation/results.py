@@ -85,9 +85,10 @@ def report(found: Sequence[Measure], findings: Findings, positions: int) -> dict
     Args:
         found: the measures.
         findings: what they were made from.
-        positions: response positions for which the divergence is told.
+        positions: response positions for which the divergence is told; 0 where it was not taken.
     """
-    kl = {"harmful replies": findings.harmful, "safe replies": findings.safe, "task replies": findings.benign}
+    read = {"harmful replies": findings.harmful, "safe replies": findings.safe, "task replies": findings.benign}
+    kl = read if positions else {}
     return {
         "adapters": list(findings.responses or findings.harmful),
         "measures": [_facts(one) for one in found],

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer
 from toss_lightning.errors import ConfigError
-from toss_lightning.evaluation.likelihood import measure, opener_tokens, reply_rows
+from toss_lightning.evaluation.likelihood import check_lengths, measure, opener_tokens, reply_rows
 from toss_lightning.evaluation.prompts import load_pairs
 from toss_lightning.models.sharding import is_sharding
 
@@ -103,11 +103,7 @@ class SafetyProber:
         self.read = len(pairs)
         self._rows = reply_rows(chat, [*(pair.harmful for pair in pairs), *(pair.safe for pair in pairs)])
         self._openers = opener_tokens(chat)
-        if (longest := max(len(row.input_ids) for row in self._rows)) > max_tokens:
-            raise ConfigError(
-                f"loop.safety_probe.pairs: one has {longest} tokens, and data.max_tokens holds {max_tokens}: raise"
-                " data.max_tokens, or leave that pair out"
-            )
+        check_lengths(self._rows, max_tokens, "loop.safety_probe.pairs")
 
     def identity(self) -> str:
         """The settings and the tokens that are read, wherever they come from, as text."""

@@ -1,7 +1,7 @@
 """Verdicts of a judge on responses and on pairs of them, kept on disk so that none is asked for twice."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,14 +29,40 @@ def judge_responses(
     device: torch.device,
     between: Callable[[], None] = lambda: None,
 ) -> list[Verdict]:
-    """Verdicts on all responses, in their order. Equal responses to equal prompts are judged once.
+    """Verdicts on all responses, in their order; see :func:`judging`.
+
+    Args:
+        judge: the judge.
+        responses: what it reads.
+        directory: where verdicts are kept.
+        device: where its model computes, if it has one.
+        between: called whenever verdicts are on disk; what it raises ends the work.
+    """
+    for _ in judging(judge, responses, directory, device):
+        between()
+    return known_verdicts(judge, responses, directory)
+
+
+def known_verdicts(judge: Judge, responses: Sequence[Response], directory: Path) -> list[Verdict]:
+    """What a judge has said of responses, all of which it has judged, in their order.
+
+    Raises:
+        StoreError: the directory holds a damaged file.
+    """
+    known = _read(_folder(directory, judge), "response", {*asdict(Verdict())})
+    return [Verdict(**known[one.digest]) for one in responses]
+
+
+def judging(judge: Judge, responses: Sequence[Response], directory: Path, device: torch.device) -> Iterator[None]:
+    """Has responses judged, as far as they are not yet, and comes back whenever some verdicts more are on disk.
+
+    Equal responses to equal prompts are judged once.
 
     Args:
         judge: the judge.
         responses: what it reads.
         directory: where verdicts are kept, those of each judge with its settings in a directory of its own.
         device: where its model computes, if it has one.
-        between: called whenever verdicts are on disk; what it raises ends the work.
 
     Raises:
         StoreError: the directory cannot be written, or holds a damaged file.
@@ -54,10 +80,9 @@ def judge_responses(
         bar = progress_bar(f"{judge.name} judges", len(responses), "response", done=len(responses) - len(open_ones))
         with bar, judge.ready(device):
             for part in _parts(open_ones, judge.chunk):
-                known |= _file(folder, "response", part, ask)
+                _file(folder, "response", part, ask)
                 bar.update(len(part))
-                between()
-    return [Verdict(**known[one.digest]) for one in responses]
+                yield
 
 
 def compare_responses(judge: PairwiseJudge, pairs: Sequence[Pair], directory: Path, device: torch.device) -> None:

@@ -206,10 +206,11 @@ class TossLoop(TossPlan):
         assert self._evaluator is not None
         evaluator, sets = self._evaluator, self.datamodule.sets
         benign = sets["utility_val"].rows if "utility_val" in sets else []
-        findings = evaluator.find(benign, self._stop_if_told)
+        made = self.adapters_made(self.plan)
+        findings = evaluator.find(benign, made, self._stop_if_told)
         if self.trainer.is_global_zero:
             if self._only_tests:
                 self.summary.method = method_of(self.run_dir)
-            names = {name: stage_name(self.summary, name) for name in evaluator.adapters()}
+            names = {name: stage_name(self.summary, name) for name in evaluator.adapters(made)}
             report_evaluation(findings, evaluator, names)
         self.trainer.strategy.barrier("evaluation written")

@@ -128,6 +128,7 @@ class TossPlan(PlanLoop):
         plan = make_plan(self.steps, self.epochs, self.reference_epochs, given, 0 if self._only_tests else self.rounds)
         if "test" in self.steps:
             self._evaluator = self._new_evaluator()
+            self._evaluator.adapters(self.adapters_made(plan))
         if not self._only_tests:
             if self.watch is not None:
                 self.watch.prepare(self.trainer, self.datamodule.chat, self.datamodule.max_tokens, self.written)
@@ -170,9 +171,11 @@ class TossPlan(PlanLoop):
                 " with --trainer.strategy ddp"
             )
         data = self.datamodule
-        evaluator = Evaluator(self.evaluation, self.trainer, data.chat, self.run_dir, data.max_tokens)
-        evaluator.adapters(self.steps)
-        return evaluator
+        return Evaluator(self.evaluation, self.trainer, data.chat, self.run_dir, data.max_tokens)
+
+    def adapters_made(self, plan: Plan) -> list[str] | None:
+        """The adapters that a plan leaves behind; None where it only tests."""
+        return None if self._only_tests else [step.name for step in plan.steps if isinstance(step, Stage)]
 
     def _check_given(self) -> None:
         """Looks at the scores or the selection that are given before anything is trained."""

@@ -1,0 +1,73 @@
+"""What adapters say of given replies, kept on disk so that no adapter reads the same replies twice."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+
+from toss_lightning.data.scoring import digest_of
+from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
+from toss_lightning.errors import StoreError
+from toss_lightning.evaluation.likelihood import Measured, measure, opener_tokens
+from toss_lightning.files import write_json
+
+
+class Readings:
+    """Has the adapters of a module read replies, with whatever strategy a Trainer holds.
+
+    Args:
+        trainer: holds the module and the strategy.
+        chat: knows the tokens that refusals begin with.
+        directory: where it is kept what they say; the names of its files say what that depends on.
+        max_tokens: padded tokens that a device holds at once.
+        divergences: the divergence from the base is taken too, which costs a pass of the base.
+    """
+
+    def __init__(
+        self, trainer: Trainer, chat: ChatTokenizer, directory: Path, max_tokens: int, divergences: bool
+    ) -> None:
+        self.trainer, self.directory, self.max_tokens, self.divergences = trainer, directory, max_tokens, divergences
+        self.openers = opener_tokens(chat)
+
+    def of(self, rows: Sequence[TokenizedRow], adapter: str, name: str) -> Measured:
+        """What an adapter says of some rows; the same on every rank.
+
+        Args:
+            rows: the rows, responses included.
+            adapter: the one of the module that reads; ``base`` for none.
+            name: what a progress bar says.
+
+        Raises:
+            StoreError: the directory cannot be written, or holds a damaged file.
+        """
+        file = self.directory / f"{self._digest(rows, adapter)}.json"
+        if self.trainer.strategy.broadcast(file.exists()):
+            return _read(file)
+        found = measure(self.trainer, rows, adapter, self.openers, self.max_tokens, name, self.divergences)
+        if self.trainer.is_global_zero:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_json(file, {key: values.tolist() for key, values in asdict(found).items()})
+        return found
+
+    def _digest(self, rows: Sequence[TokenizedRow], adapter: str) -> str:
+        module: Any = self.trainer.lightning_module
+        facts = [
+            sorted(module.fingerprints().items()),
+            module.digest(adapter),
+            [row.ids_hash for row in rows],
+            [list(self.openers), self.max_tokens, self.divergences],
+        ]
+        return digest_of(json.dumps(facts))
+
+
+def _read(file: Path) -> Measured:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        dtypes = {"ordinal": np.int64}
+        return Measured(**{key: np.array(values, dtypes.get(key, np.float64)) for key, values in content.items()})
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(f"{file}: damaged ({error}): delete it and run the test again") from error
