@@ -43,7 +43,9 @@ def line(name: str, rows: Sequence[dict[str, Any]]) -> str:
     people = [row["label"] == "refusal" for row in rows]
     right = sum(ours == theirs for ours, theirs in zip(said, people, strict=True))
     both = sum(bool(ours) and theirs for ours, theirs in zip(said, people, strict=True))
-    agreement, accuracy = kappa(said, people), wilson(right, len(rows))
+    # five models replied to each prompt
+    prompts = [row["messages"][0]["content"] for row in rows]
+    agreement, accuracy = kappa(said, people, prompts), wilson(right, len(rows))
     cells = [
         name,
         str(len(rows)),
@@ -67,7 +69,7 @@ def main() -> None:
         "# The keyword judge against people",
         "",
         "Written by `python benchmarks/judges.py --data DIR`, which says more. In brackets: 95 % intervals, Wilson's",
-        "for accuracy, bootstrap over the replies for kappa.",
+        "for accuracy, bootstrap over the prompts for kappa.",
         "",
         "| replies | n | refused, by people | accuracy | kappa | precision | recall |",
         "|---|---|---|---|---|---|---|",

@@ -1,5 +1,6 @@
 """The numbers of a comparison against naive computations on made runs."""
 
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from made_runs import finish, made, measure, write_comparison
 from scipy import stats
 
-from toss_lightning.compare.measured import BASE, read_outcomes
+from toss_lightning.compare.measured import BASE, of_prompts, read_outcomes
 from toss_lightning.compare.numbers import compare_outcomes
 from toss_lightning.errors import StoreError
 from toss_lightning.evaluation.statistics import holm, paired_difference, paired_difference_over_seeds
@@ -201,6 +202,19 @@ def test_runs_that_were_asked_different_prompts_are_not_compared(tmp_path):
     runs = {("A", 1): [measure("x", [0, 1], [0, 1])], ("B", 1): [measure("x", [0, 1, 1], [0, 1, 1])]}
     with pytest.raises(StoreError, match=r"x: 2 in A, seed 1 and 3 in B, seed 1 prompts: delete the evaluation"):
         content_of(tmp_path, runs)
+
+
+def test_as_many_prompts_that_are_not_the_same_are_not_compared(tmp_path):
+    runs = {(name, 1): [measure("x", [0, 1], [0, 1])] for name in "AB"}
+    all_runs = made(write_comparison(tmp_path, {"A": None, "B": None}, seeds=[1]))[1]
+    for key, run in all_runs.items():
+        finish(run, runs[key])
+        content = json.loads(run.evaluation.read_text())
+        run.evaluation.write_text(json.dumps(content | {"asked": {"forbidden": f"digest of {key[0]}"}}))
+    with pytest.raises(
+        StoreError, match="forbidden: other prompts in B, seed 1 than in A, seed 1: what"
+    ):
+        of_prompts(read_outcomes([*all_runs.values()]))
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -227,7 +227,24 @@ def test_mean_squares_equal_a_double_loop() -> None:
 def test_differences_that_never_vary() -> None:
     zeros = [[0.0] * 3] * 2
     assert paired_difference_over_seeds(zeros, zeros) == Difference(0.0, 0.0, 0.0, 1.0)
-    assert paired_difference_over_seeds([[True] * 3] * 2, zeros) == Difference(1.0, 1.0, 1.0, 0.0)
+    # by the signs of three prompts no p-value is lower
+    assert paired_difference_over_seeds([[True] * 3] * 2, zeros) == Difference(1.0, 1.0, 1.0, 0.25)
+
+
+def test_differences_of_rounding_are_none() -> None:
+    ours, theirs = np.full((3, 6), 0.1 + 0.2), np.full((3, 6), 0.3)
+    assert (ours != theirs).all()
+    assert paired_difference_over_seeds(ours, theirs) == Difference(0.0, 0.0, 0.0, 1.0)
+    ours[0, 0] += 1.0
+    assert paired_difference_over_seeds(ours, theirs).mean == pytest.approx(1 / 18)
+
+
+def test_seeds_and_prompts_that_are_the_same_on_average() -> None:
+    ours = np.zeros((2, 30))
+    ours[0, 3], ours[0, 7], ours[1, 3], ours[1, 7] = 1, -1, -1, 1
+    got = paired_difference_over_seeds(ours, np.zeros((2, 30)))
+    reach = stats.t.ppf(0.975, 1) * math.sqrt(4 / 29 / 60)
+    assert (got.mean, got.low, got.high, got.p) == pytest.approx((0, -reach, reach, 1), rel=1e-3)
 
 
 def test_values_that_are_missing_or_no_pairs() -> None:
@@ -291,6 +308,22 @@ def test_kappa_equals_scikit_learn_and_its_interval_scipys_bootstrap() -> None:
     assert (got.low, got.high) == pytest.approx((wanted.low, wanted.high), abs=0.03)
 
 
+def test_kappa_draws_together_what_belongs_together() -> None:
+    generator = np.random.default_rng(2)
+    first = generator.random(40) < 0.4
+    second = first ^ (generator.random(40) < 0.2)
+    alone = kappa(first.tolist(), second.tolist())
+    # the same replies of three adapters say no more than those of one
+    thrice = [np.tile(one, 3).tolist() for one in (first, second)]
+    together = kappa(*thrice, groups=[*range(40)] * 3)
+    assert together.kappa == pytest.approx(alone.kappa)
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high), abs=0.03)
+    apart = kappa(*thrice)
+    assert apart.high - apart.low < 0.7 * (alone.high - alone.low)
+    with pytest.raises(ConfigError, match="3 and 3 verdicts in 2 groups"):
+        kappa([True] * 3, [False] * 3, groups=["a", "b"])
+
+
 def test_kappa_of_opposites_of_equals_and_of_chance() -> None:
     said = [True, False] * 50
     assert kappa(said, said).kappa == 1
@@ -301,5 +334,5 @@ def test_kappa_of_opposites_of_equals_and_of_chance() -> None:
 def test_kappa_where_there_is_none() -> None:
     assert kappa([True] * 4, [True] * 4) == Agreement(None, -1.0, 1.0, 1.0, 4, 0)
     assert kappa([None, True], [True, None]) == Agreement(None, -1.0, 1.0, None, 0, 2)
-    with pytest.raises(ConfigError, match="kappa: 1 and 2 verdicts: give both of the same responses"):
+    with pytest.raises(ConfigError, match="kappa: 1 and 2 verdicts in 1 groups: give all of the same"):
         kappa([True], [True, False])

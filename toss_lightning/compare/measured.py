@@ -109,6 +109,7 @@ def of_prompts(outcomes: Outcomes) -> list[Measured]:
                         measure.intervals.setdefault(name, {}).setdefault(seed, one["adapters"][adapter])
     for measure in found.values():
         _check_prompts(measure)
+    _check_asked(outcomes)
     return [*found.values()]
 
 
@@ -131,6 +132,20 @@ def _check_prompts(measure: Measured) -> None:
     if len(counts) > 1:
         said = " and ".join(f"{count} in {method}, seed {seed}" for count, (method, seed) in counts.items())
         raise StoreError(f"{measure.title}: {said} prompts: delete the evaluation of one, and run the comparison again")
+
+
+def _check_asked(outcomes: Outcomes) -> None:
+    """Prompts are paired by their places, so these must hold the same ones, and not merely as many."""
+    first: dict[str, tuple[str, str]] = {}
+    for method, of_seed in outcomes.items():
+        for seed, outcome in of_seed.items():
+            for name, digest in outcome.evaluation.get("asked", {}).items():
+                theirs, where = first.setdefault(name, (digest, f"{method}, seed {seed}"))
+                if digest != theirs:
+                    raise StoreError(
+                        f"{name}: other prompts in {method}, seed {seed} than in {where}: what they were read from has"
+                        " changed between the runs: delete the evaluation of one, and run the comparison again"
+                    )
 
 
 def held_out(outcomes: Outcomes) -> list[Measured]:

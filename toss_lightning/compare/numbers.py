@@ -6,10 +6,8 @@ from typing import Any
 
 from toss_lightning.compare.measured import BASE, Measured, Outcomes, Values, held_out, in_order, of_prompts
 from toss_lightning.compare.oracle import toward_oracle
-from toss_lightning.evaluation.statistics import holm, paired_difference, paired_difference_over_seeds, t_interval
-
-NOISE = 0.05
-"""Differences whose adjusted p-value is below are beyond noise."""
+from toss_lightning.evaluation.noise import judged
+from toss_lightning.evaluation.statistics import paired_difference, paired_difference_over_seeds, t_interval
 
 
 def compare_outcomes(
@@ -121,13 +119,7 @@ def _differences(measure: Measured, methods: Sequence[str], baseline: str) -> li
             found.append(
                 {"of": name, "against": against, **_difference(ours.get("target", {}), theirs, measure.per_prompt)}
             )
-    tested = [one for one in found if "p" in one]
-    # a p-value of 1 may be above it by rounding
-    for one, adjusted in zip(tested, holm([min(one["p"], 1.0) for one in tested]) if tested else [], strict=True):
-        one["p_holm"] = adjusted
-        one["beyond_noise"] = adjusted < NOISE
-        one["better"] = (one["mean"] > 0) == (measure.better == "higher")
-    return found
+    return judged(found, measure.better)
 
 
 def _difference(ours: Mapping[int, Values], theirs: Mapping[int, Values], per_prompt: bool) -> dict[str, Any]:

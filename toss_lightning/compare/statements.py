@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from toss_lightning.compare.cells import Content, difference, p_value, word
-from toss_lightning.compare.numbers import NOISE
+from toss_lightning.evaluation.noise import NOISE
 
 
 def statements(content: Content) -> list[str]:

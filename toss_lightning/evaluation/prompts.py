@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from toss_lightning.data.formats import ROLES, Conversation, Message
@@ -81,10 +81,17 @@ def load_pairs(spec: Source) -> list[Pair]:
     return pairs
 
 
-def digest_prompts(prompts: Sequence[Prompt]) -> str:
-    """Identifies what is asked, whatever is wanted of the replies."""
-    content = [[one.prompt_id, [(turn.role, turn.content) for turn in one.messages]] for one in prompts]
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=12).hexdigest()
+def digest_asked(prompts: Sequence[Prompt], pairs: Sequence[Pair]) -> dict[str, str]:
+    """Identifies what is asked, whatever is wanted of the replies: a digest for each prompt set, and for the pairs."""
+    turns: dict[str, list[Any]] = {}
+    for one in prompts:
+        turns.setdefault(one.set, []).append([one.prompt_id, *one.messages])
+    for pair in pairs:
+        turns.setdefault("pairs of replies", []).append([pair.pair_id, *pair.harmful.messages, *pair.safe.messages])
+    return {
+        name: hashlib.blake2b(json.dumps(of_set, default=asdict).encode(), digest_size=12).hexdigest()
+        for name, of_set in turns.items()
+    }
 
 
 def _prompt(name: str, spec: PromptSet, where: str, number: int, row: Mapping[str, Any]) -> Prompt:

@@ -12,6 +12,8 @@ from toss_lightning.evaluation.answers import is_right
 from toss_lightning.evaluation.evaluation import Findings
 from toss_lightning.evaluation.judges import Judge
 from toss_lightning.evaluation.likelihood import Measured
+from toss_lightning.evaluation.noise import judged
+from toss_lightning.evaluation.prompts import digest_asked
 from toss_lightning.evaluation.records import Response, Verdict
 from toss_lightning.evaluation.statistics import kappa, paired_difference, t_interval, wilson
 
@@ -91,6 +93,7 @@ def report(found: Sequence[Measure], findings: Findings, positions: int) -> dict
     kl = read if positions else {}
     return {
         "adapters": list(findings.responses or findings.harmful),
+        "asked": digest_asked(findings.prompts, findings.pairs),
         "measures": [_facts(one) for one in found],
         "agreement": _agreement(findings),
         "divergence": {
@@ -108,7 +111,7 @@ def _facts(one: Measure) -> dict[str, Any]:
     return {
         **{key: getattr(one, key) for key in ("name", "judge", "screening", "better", "share", "set")},
         "adapters": one.intervals or {name: _interval(values, one.share) for name, values in one.values.items()},
-        "differences": [_difference(one.values, ours, theirs) for ours, theirs in pairs],
+        "differences": judged([_difference(one.values, ours, theirs) for ours, theirs in pairs], one.better),
         "values": one.values,
     }
 
@@ -142,13 +145,15 @@ def _difference(values: Mapping[str, Sequence[float | None]], ours: str, theirs:
 def _agreement(findings: Findings) -> list[dict[str, Any]]:
     """How far each two judges agree on refusals and on harm, over all responses that they read."""
     found, read = [], [at for at, prompt in enumerate(findings.prompts) if prompt.label is not None]
+    # replies to one prompt are no independent witnesses, the less so where they are the same
+    prompts = read * len(findings.responses)
     for first, second in combinations(findings.verdicts, 2):
         for what in ("refused", "harmful"):
             said = [
                 [getattr(of[at], what) for of in findings.verdicts[judge].values() for at in read]
                 for judge in (first, second)
             ]
-            agreement = kappa(said[0], said[1])
+            agreement = kappa(said[0], said[1], prompts)
             if agreement.decided:
                 found.append({"judges": [first, second], "of": what, **asdict(agreement)})
     return found

@@ -4,7 +4,7 @@ Letters in shapes: S seeds, P prompts.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -15,6 +15,8 @@ from toss_lightning.evaluation.student import Student
 
 BLOCK = 1 << 20
 """Values that are drawn at once."""
+ROUNDING = 1e-12
+"""Share of the values below which a difference is one of rounding."""
 
 Values = Sequence[float | None] | np.ndarray
 Table = Sequence[Sequence[float | None]] | np.ndarray
@@ -160,8 +162,9 @@ def paired_difference_over_seeds(ours: Table, theirs: Table, confidence: float =
         var(mean) = (MS_rest + max(MS_seeds - MS_rest, 0) + max(MS_prompts - MS_rest, 0)) / S P
         df        = (S P var)^2 / (MS_seeds^2 / (S - 1) + MS_prompts^2 / (P - 1))       (Satterthwaite)
 
-    and interval and p-value are Student's. With two or three seeds the interval is
-    somewhat too narrow, though less than that of resampling seeds and prompts (Owen's pigeonhole bootstrap, 2007);
+    and interval and p-value are Student's; where nothing varies, the p-value is that of flipping the signs of the
+    prompts, ``2^(1 - P)``. With two or three seeds the interval is somewhat too narrow, though less than that of
+    resampling seeds and prompts (Owen's pigeonhole bootstrap, 2007);
     flipping signs by seed has no p-value below ``2^(1 - S)``.
 
     Args:
@@ -179,17 +182,21 @@ def paired_difference_over_seeds(ours: Table, theirs: Table, confidence: float =
             " give 2 or more seeds of the same 2 or more prompts"
         )
     difference, level = left - right, _level(confidence)
+    # what is 0 on paper may not be so by rounding
+    difference[np.abs(difference) <= ROUNDING * max(np.abs(left).max(), np.abs(right).max())] = 0.0
     seeds, prompts = difference.shape
     mean = float(difference.mean())
+    negligible = (ROUNDING * float(np.abs(difference).max())) ** 2
     of_seeds, of_prompts = difference.mean(1, keepdims=True) - mean, difference.mean(0, keepdims=True) - mean
     rest = float(((difference - mean - of_seeds - of_prompts) ** 2).sum()) / ((seeds - 1) * (prompts - 1))
     by_seed = prompts * float((of_seeds**2).sum()) / (seeds - 1)
     by_prompt = seeds * float((of_prompts**2).sum()) / (prompts - 1)
     squares = rest + max(by_seed - rest, 0) + max(by_prompt - rest, 0)
-    if squares == 0:
-        return Difference(mean, mean, mean, float(mean == 0))
-    freedom = squares**2 / (by_seed**2 / (seeds - 1) + by_prompt**2 / (prompts - 1))
-    student = Student(max(freedom, min(seeds, prompts) - 1))
+    if squares <= negligible:
+        return Difference(mean, mean, mean, 2.0 ** (1 - prompts) if mean else 1.0)
+    # where neither seeds nor prompts differ on their own, there is nothing to combine
+    under = by_seed**2 / (seeds - 1) + by_prompt**2 / (prompts - 1)
+    student = Student(max(squares**2 / under if under > negligible**2 else 0.0, min(seeds, prompts) - 1))
     error = math.sqrt(squares / (seeds * prompts))
     reach = student.quantile(level) * error
     return Difference(mean, mean - reach, mean + reach, student.p(mean / error))
@@ -215,11 +222,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def kappa(
     first: Sequence[bool | None],
     second: Sequence[bool | None],
+    groups: Sequence[Hashable] | None = None,
     draws: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Agreement:
-    """Cohen's kappa (1960) of two judges, with its percentile interval over the responses that both decide.
+    """Cohen's kappa (1960) of two judges over the responses that both decide, with its percentile interval.
 
     ``(agreement - chance) / (1 - chance)``, chance being the agreement of two judges who say yes as often as these two
     and know nothing of the responses. Draws in which both always say the same one thing have no kappa and are left out.
@@ -227,6 +235,7 @@ def kappa(
     Args:
         first: one verdict per response, None where the judge does not decide.
         second: of the same responses in the same order.
+        groups: what each response belongs to, such as its prompt, where some belong together and are drawn together.
         draws: of the bootstrap.
         seed: of the bootstrap.
         confidence: of the interval.
@@ -234,17 +243,25 @@ def kappa(
     Raises:
         ConfigError: the judges judged different numbers of responses.
     """
-    if len(first) != len(second):
-        raise ConfigError(f"kappa: {len(first)} and {len(second)} verdicts: give both of the same responses")
-    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    count, undecided, level = len(both), len(first) - len(both), _level(confidence)
-    cells = np.array([both.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))])
+    groups = range(len(first)) if groups is None else groups
+    if not len(first) == len(second) == len(groups):
+        raise ConfigError(
+            f"kappa: {len(first)} and {len(second)} verdicts in {len(groups)} groups: give all of the same responses"
+        )
+    by_group: dict[Hashable, list[int]] = {}
+    for group, a, b in zip(groups, first, second, strict=True):
+        if a is not None and b is not None:
+            by_group.setdefault(group, [0, 0, 0, 0])[2 * (not a) + (not b)] += 1
+    counts, level = np.array([*by_group.values()], dtype=np.int64).reshape(-1, 4), _level(confidence)
+    cells, count = counts.sum(0), int(counts.sum())
+    undecided = len(first) - count
     value = float(_kappas(cells)) if count else math.nan
     share = float(cells[0] + cells[3]) / count if count else None
     if math.isnan(value):
         return Agreement(None, -1.0, 1.0, share, count, undecided)
-    # responses enter by their cell alone, so that drawing them is drawing the four counts
-    drawn = _kappas(np.random.default_rng(seed).multinomial(count, cells / count, draws))
+    # groups enter by their counts alone, so that drawing them is drawing how often each kind of counts comes
+    kinds, often = np.unique(counts, axis=0, return_counts=True)
+    drawn = _kappas(np.random.default_rng(seed).multinomial(len(counts), often / len(counts), draws) @ kinds)
     low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Agreement(value, float(low), float(high), share, count, undecided)
 

@@ -30,7 +30,7 @@ def rows_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[li
 
 def differences_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[list[str]]]:
     """The cells of the table of differences: which are beyond the noise of these prompts."""
-    header = ["", "judge", "compared", "difference", "p", "beyond noise"]
+    header = ["", "judge", "compared", "difference", "p (Holm)", "beyond noise"]
     lines = []
     for one in report["measures"]:
         for difference in one["differences"]:
@@ -38,8 +38,7 @@ def differences_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], 
                 continue
             ours, theirs = (names.get(difference[key], difference[key]) for key in ("of", "against"))
             mean, low, high = (_number(difference[key], one["share"], sign=True) for key in ("mean", "low", "high"))
-            p = difference["p"]
-            beyond = "yes" if difference["low"] > 0 or difference["high"] < 0 else "no"
+            p = difference["p_holm"]
             lines.append(
                 [
                     f"{one['name']} {ARROWS[one['better']]}",
@@ -47,7 +46,7 @@ def differences_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], 
                     f"{ours} − {theirs}",
                     f"{mean} [{low}, {high}]",
                     f"{p:.3f}" if p >= 0.001 else "< 0.001",
-                    beyond,
+                    "yes" if difference["beyond_noise"] else "no",
                 ]
             )
     return header, lines
