@@ -24,7 +24,9 @@ class TossLoop(TossPlan):
     """Trains reference adapters, scores, selects, trains and tests the target in one fit; see :class:`TossPlan`."""
 
     def begin(self) -> None:
-        """Prints what is going to happen, and measures the base."""
+        """Prints what is going to happen, and measures the base; a plan that only tests has nothing to measure."""
+        if self._only_tests:
+            return
         weighted = any(isinstance(step, Stage) and step.weighted for step in self.plan.steps)
         self.summary.method = self.method.title(weighted, self.rounds)
         self.summary.start(self.trainer, self.plan.names)
