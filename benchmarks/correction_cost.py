@@ -277,7 +277,8 @@ def report(measured: Mapping[str, Mapping[str, Method]], options: str) -> str:
         f"Written by `python benchmarks/correction_cost.py{options}`, which says more. CPU time, one thread, steps of",
         f"{ROWS} rows, LoRA of rank 16 on all linear layers; all methods take turns in one process. In brackets the",
         "95 % interval of the ratio of medians (bootstrap over turns). Whole epochs count what is done once an epoch",
-        "too, such as DualSelect's pass over the safety set.",
+        "too, such as DualSelect's pass over the safety set. Conflicts are counted over the measured steps and the",
+        f"{WARM_UP} of warm-up before them.",
     ]
     for name, one in measured.items():
         count = len(one[PLAIN].seconds)
