@@ -1,15 +1,14 @@
 """The cells of a comparison's tables."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from toss_lightning.evaluation.cells import ARROWS, DASH, difference, interval, number, p_value
 
 Content = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]
 """A header and lines."""
-ARROWS = {"higher": "↑", "lower": "↓"}
 TIME = "time"
-DASH = "–"
 
 
 def rows_of(content: Content) -> Cells:
@@ -22,7 +21,7 @@ def rows_of(content: Content) -> Cells:
     header = ["", *(f"{one['title']} {ARROWS[one['better']]}" for one in measures), TIME]
     lines = []
     for name in [content["base"], *content["methods"]]:
-        cells = [_cell(one["models"].get(name), one["share"]) for one in measures]
+        cells = [interval(one["models"].get(name), one["share"]) for one in measures]
         time = content["time"].get(name)
         lines.append([name, *cells, _factor(time) if time else ""])
     return header, lines
@@ -96,20 +95,6 @@ def _share(facts: Content, name: str, nothing: str) -> str:
     return f"{number(one['value'], True)} [{ends}]"
 
 
-def _cell(one: Content | None, share: bool) -> str:
-    if one is None or one["value"] is None:
-        return DASH
-    ends = "" if one["low"] is None else f" [{number(one['low'], share)}, {number(one['high'], share)}]"
-    undecided = f" ({one['undecided']} undecided)" if one["undecided"] else ""
-    return number(one["value"], share) + ends + undecided
-
-
-def difference(one: Content, share: bool) -> str:
-    """A mean difference with its interval."""
-    mean, low, high = (number(one[key], share, sign=True) for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
 def _factor(one: Content) -> str:
     if one["value"] is None:
         return DASH
@@ -120,17 +105,3 @@ def _factor(one: Content) -> str:
 def word(one: Content) -> str:
     """Which way a difference goes."""
     return "better" if one["better"] else "worse"
-
-
-def p_value(p: float) -> str:
-    """As tables write it."""
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def number(value: float, share: bool, sign: bool = False) -> str:
-    """A value as tables write it, shares in percent."""
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "−∞"
-    form = "+" if sign else ""
-    text = f"{100 * value:{form}.0f}%" if share else f"{value:{form}.3f}"
-    return text.replace("-", "−")

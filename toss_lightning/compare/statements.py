@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from toss_lightning.compare.cells import Content, difference, p_value, word
+from toss_lightning.compare.cells import Content, word
+from toss_lightning.evaluation.cells import difference, p_value
 from toss_lightning.evaluation.noise import NOISE
 
 

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
-from toss_lightning.compare.cells import DASH, Cells, Content, differences_of, oracle_tables, rows_of
+from toss_lightning.compare.cells import Cells, Content, differences_of, oracle_tables, rows_of
 from toss_lightning.compare.statements import notes, statements
+from toss_lightning.evaluation.cells import DASH, markdown_table
 
 LATEX = {
     **{one: f"\\{one}" for one in "&%$#_{}"},
@@ -37,14 +38,14 @@ def markdown(content: Content, plot: str | None = None) -> str:
         content: the comparison.
         plot: the name of the picture beside the page.
     """
-    parts = ["# Comparison", "", *_table(*rows_of(content)), ""]
+    parts = ["# Comparison", "", *markdown_table(*rows_of(content)), ""]
     parts += [*(f"- {line}" for line in notes(content)), ""]
     for title, cells in oracle_tables(content):
-        parts += [f"## {title}", "", *_table(*cells), ""]
+        parts += [f"## {title}", "", *markdown_table(*cells), ""]
     parts += [f"![What each method costs and brings]({plot})", ""] if plot else []
     parts += ["## What is beyond noise", "", *(f"- {line}" for line in statements(content)), ""]
     header, lines = differences_of(content)
-    parts += ["## Differences", "", *_table(header, lines), ""] if lines else []
+    parts += ["## Differences", "", *markdown_table(header, lines), ""] if lines else []
     return "\n".join(parts)
 
 
@@ -141,8 +142,3 @@ def _width(heading: str, cells: Sequence[str]) -> int:
 def _whole(widths: Sequence[int]) -> int:
     """Of a table, with frames."""
     return 1 + sum(3 + width for width in widths)
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    rows = [[cell.replace("|", "\\|") for cell in line] for line in (header, *lines)]
-    return [f"| {' | '.join(rows[0])} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows[1:])]

@@ -5,8 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
+from toss_lightning.evaluation.cells import ARROWS, DASH, difference, interval, markdown_table, p_value
+
 Names = Mapping[str, str]
-ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 def rows_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[list[str]]]:
@@ -23,7 +24,7 @@ def rows_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[li
         judge = (one["judge"] or "") + (" (screening)" if one["screening"] else "")
         counts = [one["adapters"][name]["n"] for name in adapters]
         n = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)}"
-        cells = [_cell(one["adapters"][name], one["share"]) for name in adapters]
+        cells = [interval(one["adapters"][name], one["share"]) for name in adapters]
         lines.append([f"{one['name']} {ARROWS[one['better']]}", judge, n, *cells])
     return header, lines
 
@@ -33,20 +34,18 @@ def differences_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], 
     header = ["", "judge", "compared", "difference", "p (Holm)", "beyond noise"]
     lines = []
     for one in report["measures"]:
-        for difference in one["differences"]:
-            if "mean" not in difference:
+        for found in one["differences"]:
+            if "mean" not in found:
                 continue
-            ours, theirs = (names.get(difference[key], difference[key]) for key in ("of", "against"))
-            mean, low, high = (_number(difference[key], one["share"], sign=True) for key in ("mean", "low", "high"))
-            p = difference["p_holm"]
+            ours, theirs = (names.get(found[key], found[key]) for key in ("of", "against"))
             lines.append(
                 [
                     f"{one['name']} {ARROWS[one['better']]}",
                     one["judge"] or "",
                     f"{ours} − {theirs}",
-                    f"{mean} [{low}, {high}]",
-                    f"{p:.3f}" if p >= 0.001 else "< 0.001",
-                    "yes" if difference["beyond_noise"] else "no",
+                    difference(found, one["share"]),
+                    p_value(found["p_holm"]),
+                    "yes" if found["beyond_noise"] else "no",
                 ]
             )
     return header, lines
@@ -72,7 +71,7 @@ def markdown(report: Mapping[str, Any], names: Names, picture: str | None = None
         names: adapter -> what people call it.
         picture: the name of that of the divergence beside the page.
     """
-    parts = ["# Evaluation", "", *_table(*rows_of(report, names)), ""]
+    parts = ["# Evaluation", "", *markdown_table(*rows_of(report, names)), ""]
     parts += [
         "In brackets: 95 % intervals over the prompts; Wilson's for shares, Student's for means. Undecided responses",
         "are left out and counted in evaluation.json. A screening judge is no result by itself.",
@@ -83,7 +82,7 @@ def markdown(report: Mapping[str, Any], names: Names, picture: str | None = None
         parts += [
             "## Differences on the same prompts",
             "",
-            *_table(header, lines),
+            *markdown_table(header, lines),
             "",
             "Paired bootstrap and sign-flip test over the prompts: they say nothing of another training seed.",
             "",
@@ -113,13 +112,13 @@ def _agreement_lines(agreement: Sequence[Mapping[str, Any]]) -> list[str]:
         [
             " / ".join(one["judges"]),
             one["of"],
-            "–" if one["kappa"] is None else f"{one['kappa']:.2f} [{one['low']:.2f}, {one['high']:.2f}]",
+            DASH if one["kappa"] is None else f"{one['kappa']:.2f} [{one['low']:.2f}, {one['high']:.2f}]",
             f"{one['share']:.0%}",
             str(one["decided"]),
         ]
         for one in agreement
     ]
-    return _table(["judges", "of", "kappa", "same verdict", "responses"], lines)
+    return markdown_table(["judges", "of", "kappa", "same verdict", "responses"], lines)
 
 
 def _benchmark_lines(found: Mapping[str, Any]) -> list[str]:
@@ -135,22 +134,3 @@ def _benchmark_lines(found: Mapping[str, Any]) -> list[str]:
         shots = "/".join(sorted({str(found["tasks"][task]["num_fewshot"]) for task in tasks}))
         lines.append(f"- {name}, {len(tasks)} tasks: {shots}-shot, {asked} of {whole} questions")
     return lines
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(line)} |" for line in lines)]
-
-
-def _cell(interval: Mapping[str, Any], share: bool) -> str:
-    if interval["value"] is None:
-        return "–"
-    if interval["low"] is None:
-        return _number(interval["value"], share)
-    value, low, high = (_number(interval[key], share) for key in ("value", "low", "high"))
-    undecided = f" ({interval['undecided']} undecided)" if interval["undecided"] else ""
-    return f"{value} [{low}, {high}]{undecided}"
-
-
-def _number(value: float, share: bool, sign: bool = False) -> str:
-    form = "+" if sign else ""
-    return f"{100 * value:{form}.0f}%" if share else f"{value:{form}.3f}"
