@@ -9,9 +9,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from toss_lightning.errors import ConfigError
-from toss_lightning.scores.ranking import exact_top, share_of
+from toss_lightning.scores.ranking import exact_top
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import Selection, TokenWeights, mask_weights
+from toss_lightning.selection.checks import masked_count
 from toss_lightning.selection.two_state import Chain, fit, pack, posterior
 
 Number = float | Literal["fit"]
@@ -87,7 +88,10 @@ class ChainSelection(Selection):
         chain, fitted = self._chain(values, offsets)
         odds = log_odds(values, offsets, chain).numpy()
         likely = odds > math.log(self.threshold / (1 - self.threshold))
-        chosen = likely if self.discard is None else exact_top(odds, self._count(len(score), len(odds)))
+        if self.discard is None:
+            chosen = likely
+        else:
+            chosen = exact_top(odds, masked_count(self.discard, len(score), len(odds)))
         self._warn(fitted, float(likely.mean()) if len(likely) else 0.0)
         masked = np.zeros_like(end)
         masked[free] = chosen
@@ -115,16 +119,6 @@ class ChainSelection(Selection):
                 f"loop.selection: the automatic cut takes {likely:.0%} of the tokens for harmful. Where the references"
                 " are of unequal quality all scores are shifted: set centre: fit, or discard to a share"
             )
-
-    def _count(self, tokens: int, free: int) -> int:
-        assert self.discard is not None
-        count = share_of(self.discard, tokens)
-        if count > free:
-            raise ConfigError(
-                f"loop.selection.discard: {self.discard} asks for {count} of {tokens} tokens, but only {free} are not"
-                " end-of-turn tokens: lower it, or set protect_end: false"
-            )
-        return count
 
     def _chain(self, scores: Tensor, offsets: np.ndarray) -> tuple[Chain, dict[str, Any] | None]:
         """The chain with what was given and the rest fitted, and a report of the fit."""

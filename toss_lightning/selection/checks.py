@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.scores.ranking import share_of
 
 SAME_REFERENCES = "are both references the same adapter? Give two that differ, and score again"
 """What to ask where no score differs from another."""
@@ -19,6 +20,26 @@ def check_discard(discard: float) -> None:
     """
     if not 0 <= discard < 1:
         raise ConfigError(f"loop.selection.discard: {discard} is not a share: give a number in [0, 1)")
+
+
+def masked_count(discard: float, tokens: int, free: int) -> int:
+    """How many tokens a share leaves out: ``floor(discard * tokens)``.
+
+    Args:
+        discard: the share.
+        tokens: response tokens.
+        free: those that may be left out, which are not end-of-turn tokens.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    count = share_of(discard, tokens)
+    if count > free:
+        raise ConfigError(
+            f"loop.selection.discard: {discard} asks for {count} of {tokens} tokens, but only {free} are not"
+            " end-of-turn tokens: lower it, or set protect_end: false"
+        )
+    return count
 
 
 def check_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

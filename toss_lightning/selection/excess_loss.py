@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toss_lightning.errors import ConfigError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import OnlineSelection, Selection, TokenWeights, mask_weights
-from toss_lightning.selection.checks import check_discard, check_told_apart
+from toss_lightning.selection.checks import check_discard, check_told_apart, masked_count
 from toss_lightning.selection.online import to_be_weighed
 
 
@@ -65,12 +64,8 @@ class TokenCleaning(Selection):
         )
 
     def _lowest(self, score: np.ndarray, protected: np.ndarray) -> np.ndarray:
-        count, free = share_of(self.discard, len(score)), np.flatnonzero(~protected)
-        if count > len(free):
-            raise ConfigError(
-                f"loop.selection.discard: {self.discard} asks for {count} of {len(score)} tokens, but only {len(free)}"
-                " are not end-of-turn tokens: lower it, or set protect_end: false"
-            )
+        free = np.flatnonzero(~protected)
+        count = masked_count(self.discard, len(score), len(free))
         masked = np.zeros(len(score), dtype=bool)
         masked[free[~exact_top(score[free], len(free) - count)]] = True
         return masked

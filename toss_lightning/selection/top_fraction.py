@@ -3,11 +3,16 @@
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from toss_lightning.errors import ConfigError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import Selection, TokenWeights, mask_weights
-from toss_lightning.selection.checks import SAME_REFERENCES, check_discard, check_score_weights, check_told_apart
+from toss_lightning.selection.checks import (
+    SAME_REFERENCES,
+    check_discard,
+    check_score_weights,
+    check_told_apart,
+    masked_count,
+)
 
 
 class GlobalTopFraction(Selection):
@@ -94,12 +99,8 @@ class PerRowTopFraction(GlobalTopFraction):
 
 def _riskiest(score: np.ndarray, protected: np.ndarray, discard: float) -> np.ndarray:
     """The ``floor(discard * N)`` highest of N scores that are not protected; ``[N]`` bool."""
-    count, free = share_of(discard, len(score)), np.flatnonzero(~protected)
-    if count > len(free):
-        raise ConfigError(
-            f"loop.selection.discard: {discard} asks for {count} of {len(score)} tokens, but only {len(free)} are not"
-            " end-of-turn tokens: lower it, or set protect_end: false"
-        )
+    free = np.flatnonzero(~protected)
+    count = masked_count(discard, len(score), len(free))
     masked = np.zeros(len(score), dtype=bool)
     masked[free[exact_top(score[free], count)]] = True
     return masked
