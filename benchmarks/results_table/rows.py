@@ -1,0 +1,111 @@
+"""Which rows of the real data are used for what; no row, and no prompt, is used for two things."""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many rows each part of the experiment has."""
+
+    custom: int = 128
+    """Of the custom set, harmful ones included."""
+    reference: int = 80
+    """Of the utility reference's set and of the degraded reference's, in each seed."""
+    safety: int = 64
+    """Refusals for the methods that draw on some."""
+    align: Mapping[str, int] | None = None
+    """File -> rows that the base is aligned on; None leaves the base as it is."""
+    pairs: int = 48
+    """Harmful requests with two replies, of the validation split and of the test split."""
+    task: int = 48
+    """Held-out rows of the task, of either split."""
+
+
+ALIGNMENT = {"refusals": 160, "harmful": 120, "gsm8k_train": 100, "general": 320}
+"""Of ``harmful`` the safe replies."""
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.4)
+"""Harmful rows among the custom ones."""
+SHARE = 0.2
+TASK = 0.75
+"""Of the benign rows, those of gsm8k; the others are general instructions."""
+
+
+def write_rows(data: Path, to: Path, size: Size, seeds: Sequence[int]) -> None:
+    """Deals the rows out into files.
+
+    Raises:
+        SystemExit: the data has too few rows for this size.
+    """
+    to.mkdir(parents=True, exist_ok=True)
+    decks = {name: _Deck(data / f"{name}.jsonl") for name in ("gsm8k_train", "general", "harmful", "refusals")}
+
+    def benign(count: int) -> list[Row]:
+        task = round(TASK * count)
+        return [*decks["gsm8k_train"].deal(task), *decks["general"].deal(count - task)]
+
+    aligned = {name: decks[name].deal(count) for name, count in (size.align or {}).items()}
+    aligned["harmful"] = [_safe(row) for row in aligned.get("harmful", [])]
+    _write(to / "align.jsonl", [row for rows in aligned.values() for row in rows])
+    _write(to / "safety.jsonl", decks["refusals"].deal(size.safety))
+    splits = {split: decks["harmful"].deal(size.pairs) for split in ("validation", "test")}
+    for split, rows in splits.items():
+        _write(to / f"pairs_{split}.jsonl", rows)
+        # the test split takes gsm8k's own; both take general rows that nothing else is trained on
+        task = round(TASK * size.task)
+        deck = decks["gsm8k_train"] if split == "validation" else _Deck(data / "gsm8k_test.jsonl")
+        _write(to / f"task_{split}.jsonl", [*deck.deal(task), *decks["general"].deal(size.task - task)])
+    most = round(max(SHARES) * size.custom)
+    harmful, clean = decks["harmful"].deal(most), _interleaved(benign(size.custom))
+    for share in SHARES:
+        count = round(share * size.custom)
+        _write(to / f"custom_{share:g}.jsonl", [*clean[: size.custom - count], *harmful[:count]])
+    _write(to / "custom_clean.jsonl", clean[: size.custom - round(SHARE * size.custom)])
+    _write(to / "custom_risky.jsonl", _Deck(data / "benign_risky.jsonl").deal(size.custom, at_most=True))
+    for seed in seeds:
+        _write(to / f"utility_{seed}.jsonl", benign(size.reference))
+        _write(to / f"harmful_{seed}.jsonl", decks["harmful"].deal(size.reference))
+
+
+def write_prompts(data: Path, to: Path) -> None:
+    """Prompts without replies: those of XSTest that only sound dangerous go into a file of their own."""
+    rows = [json.loads(line) for line in (data / "prompts_xstest.jsonl").read_text(encoding="utf-8").splitlines()]
+    for label in ("benign", "harmful"):
+        _write(to / f"xstest_{label}.jsonl", [row for row in rows if row["label"] == label])
+
+
+class _Deck:
+    """Rows of a file in an order that is drawn once and stays."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        random.Random(path.stem).shuffle(rows)
+        self._rows: Iterator[Row] = iter(rows)
+
+    def deal(self, count: int, at_most: bool = False) -> list[Row]:
+        """The next rows, which no one else gets."""
+        dealt = list(islice(self._rows, count))
+        if len(dealt) < count and not at_most:
+            raise SystemExit(f"{self.path}: too few rows: {count - len(dealt)} more are needed")
+        return dealt
+
+
+def _safe(row: Row) -> Row:
+    return {**row, "messages": [row["messages"][0], {"role": "assistant", "content": row["safe_reply"]}]}
+
+
+def _interleaved(rows: list[Row]) -> list[Row]:
+    """In a drawn order, so that every beginning of the list holds all kinds."""
+    return random.Random(0).sample(rows, len(rows))
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
