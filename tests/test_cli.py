@@ -236,6 +236,17 @@ def test_the_demo_uses_the_bundled_model(capsys):
     assert config["data"]["init_args"]["custom"] == "sample:custom"
 
 
+@pytest.mark.parametrize("given", [["--loop.selection.discard=null"], ["--loop.selection.discard", "null"]])
+def test_null_reaches_a_class_inside_a_class(capsys, given):
+    configs = ["--config=demo", "--config=methods/toss_chain"]
+    found = printed(capsys, *configs, *given, "--loop.epochs=3")["loop"]["init_args"]
+    selection = found["selection"]
+    assert selection["class_path"].endswith("ChainSelection")
+    assert selection["init_args"]["discard"] is None
+    assert selection["init_args"]["stay"] == "fit"
+    assert found["epochs"] == 3
+
+
 def test_files_overlay_and_options_win_wherever_they_stand(capsys):
     Path("one.yaml").write_text("loop: {epochs: 3, reference_epochs: 4}\ndata: {custom: x}\nmodel: {lora: {r: 2}}")
     Path("two.yaml").write_text(

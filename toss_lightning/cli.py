@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import json
 import logging
 import os
 import re
@@ -220,7 +221,29 @@ def with_configs(args: Sequence[str]) -> list[str]:
             print(f"No --config given: running {_shown(configs[0])}")
     for path in configs:
         read_config(path)
-    return [args[0], *(f"--config={path}" for path in configs), *options]
+    options, nulls = _without_nulls(options)
+    return [args[0], *(f"--config={path}" for path in configs), *nulls, *options]
+
+
+def _without_nulls(options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options, and those of value ``null`` as inline configurations.
+
+    jsonargparse hands an option on to a class inside a class as text, in which null has become the word None.
+    """
+    kept: list[str] = []
+    nulls: list[str] = []
+    rest = iter(options)
+    for option in rest:
+        name, equals, value = option.partition("=")
+        if name.startswith("--") and "." in name:
+            value = value if equals else next(rest, "")
+            if value == "null":
+                nulls.append(f"--config={json.dumps({name.removeprefix('--'): None})}")
+                continue
+            kept += [option] if equals else [option, *([value] if value else [])]
+        else:
+            kept.append(option)
+    return kept, nulls
 
 
 def _run_dir_of(options: Sequence[str]) -> Path:

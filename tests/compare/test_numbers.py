@@ -211,9 +211,7 @@ def test_as_many_prompts_that_are_not_the_same_are_not_compared(tmp_path):
         finish(run, runs[key])
         content = json.loads(run.evaluation.read_text())
         run.evaluation.write_text(json.dumps(content | {"asked": {"forbidden": f"digest of {key[0]}"}}))
-    with pytest.raises(
-        StoreError, match="forbidden: other prompts in B, seed 1 than in A, seed 1: what"
-    ):
+    with pytest.raises(StoreError, match="forbidden: other prompts in B, seed 1 than in A, seed 1: what"):
         of_prompts(read_outcomes([*all_runs.values()]))
 
 
