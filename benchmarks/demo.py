@@ -32,14 +32,14 @@ def report(runs: list[dict[str, Any]]) -> str:
     hit = spread([100 * one["share_of_masked_tokens"] for one in harmful], "{:.0f}")
     chance = 100 * harmful[0]["tokens"] / summary.selection["tokens"]
     seeds = ", ".join(str(run["seed"]) for run in runs)
+    # the evaluation at the end is no stage
     seconds = [sum(of["seconds"] for name, of in run["stages"].items() if name != "test") for run in runs]
     minutes, memory = max(seconds) / 60, max(run["peak_memory_mib"] for run in runs) / 1024
     lines += [
         "",
         f"Mean token losses on held-out rows; mean over seeds {seeds} ± half of the 95 % t-interval. Of the tokens",
-        f"that were masked, {hit} % lay in contaminated rows; a blind choice would have hit {chance:.0f} %.",
-        f"Training and scoring took at most {minutes:.1f} minutes on {runs[0]['threads']} CPU threads and",
-        f"{memory:.1f} GiB of memory.",
+        f"that were masked, {hit} % lay in contaminated rows; a blind choice would have hit {chance:.0f} %. The stages",
+        f"took at most {minutes:.1f} minutes on {runs[0]['threads']} CPU threads and {memory:.1f} GiB of memory.",
         "Written by `python benchmarks/demo.py RUN ...` from runs of `toss fit --seed_everything SEED`.",
         "",
     ]
