@@ -175,9 +175,16 @@ def vars_of(one: Measured) -> list[np.ndarray]:
     return [one.loss, one.opening, one.divergence, one.ordinal]
 
 
-def test_openers_are_first_tokens_each_once(trained: Trained) -> None:
-    tokens = opener_tokens(trained.chat)
-    assert tokens == sorted(set(tokens))
+def test_openers_are_first_tokens_each_once() -> None:
+    class Chat:
+        """Knows each letter as a token."""
+
+        def tokenizer(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            assert not add_special_tokens
+            return {"input_ids": [ord(letter) for letter in text]}
+
+    # I'm sorry, I cannot, I can't, Sorry, Unfortunately, As an AI, No
+    assert opener_tokens(Chat()) == [ord(letter) for letter in "AINSU"]  # type: ignore[arg-type]
 
 
 def test_the_file_of_a_batch_is_plain_json_lines(trained: Trained, tmp_path: Path) -> None:

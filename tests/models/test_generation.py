@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import WORDS, save_tiny_model
+from tiny import save_tiny_model
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from toss_lightning.errors import ConfigError
@@ -69,7 +69,6 @@ def test_draws_are_fixed_by_seed_and_place_and_leave_the_global_ones_alone(model
     texts = [[reply.tolist() for reply in one] for one in (first, same, place, seed)]
     assert texts[0] == texts[1]
     assert texts[2] != texts[0] != texts[3]
-    assert any(set(reply) <= set(range(len(WORDS) + 7)) for reply in texts[0])
 
 
 @pytest.mark.parametrize(
