@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from toss_lightning.compare.comparison import Comparison
 from toss_lightning.compare.runs import Run, list_runs
-from toss_lightning.compare.spec import Comparison, load_comparison
+from toss_lightning.compare.spec import load_comparison
 
 Values = Sequence[float | None]
 EVALUATION = {"loop": {"evaluation": {"prompts": {"asked": "prompts.jsonl"}}}}

@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
+from toss_lightning.compare.comparison import Comparison
 from toss_lightning.compare.measured import read_outcomes
 from toss_lightning.compare.numbers import compare_outcomes
 from toss_lightning.compare.plot_svg import scatter
 from toss_lightning.compare.runs import Run
-from toss_lightning.compare.spec import Comparison
 from toss_lightning.compare.tables import latex, markdown, show, spreadsheet
 from toss_lightning.compare.win_rate import measure_win_rates
 from toss_lightning.files import write_json, write_text

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from toss_lightning.compare.comparison import Comparison
 from toss_lightning.compare.runs import Run, environment
-from toss_lightning.compare.spec import Comparison
 from toss_lightning.errors import Stopped, StoreError
 from toss_lightning.files import cannot_write
 

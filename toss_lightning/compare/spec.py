@@ -1,16 +1,15 @@
-"""A comparison as its file describes it; importing this loads no torch."""
+"""Reads a comparison from its file, and refuses what cannot work; importing this loads no torch."""
 
 import difflib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from toss_lightning.cli import find_config, read_config
+from toss_lightning.compare.comparison import Comparison, MethodSpec, WinRate
 from toss_lightning.compare.settings import flatten
 from toss_lightning.errors import ConfigError
 
@@ -23,63 +22,6 @@ OURS = ("run_dir", "ckpt_path", "seed_everything", "config", "loop.evaluation.ad
 """Keys of a run that the comparison sets."""
 TAKEN = ("logs", "cache", "earlier")
 """Directories of a comparison that are no method's."""
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """A method, and what is laid over the common settings for it."""
-
-    name: str
-    """What people call it."""
-    configs: tuple[Path, ...] = ()
-    set: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def slug(self) -> str:
-        """Its name as that of a directory."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
-
-
-@dataclass(frozen=True)
-class WinRate:
-    """Whose replies are compared with the methods', and by whom."""
-
-    judge: Mapping[str, Any]
-    """The class of the judge and what it is made with, as a configuration names plug-ins."""
-    against: str = "baseline"
-    """``baseline`` or ``base``."""
-    prompts: tuple[str, ...] = ()
-    """Prompt sets; all of them where it is empty."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Methods x seeds, and how they are run."""
-
-    run_dir: Path
-    """Where everything goes."""
-    methods: tuple[MethodSpec, ...]
-    baseline: str
-    """The method that every other one is compared with, beside the base."""
-    seeds: tuple[int, ...]
-    configs: tuple[Path, ...] = ()
-    """Laid under every method."""
-    evaluation: tuple[Path, ...] = ()
-    """Laid over every method; they name the prompts and the judges."""
-    set: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of every run, over all files."""
-    jobs: int = 1
-    """Runs at once."""
-    threads: int = 1
-    """Threads of each run."""
-    gpus: tuple[str, ...] = ()
-    """What each of the runs at once sees of the machine's GPUs; all of them where it is empty."""
-    oracle: str | None = None
-    """The method that stands for the best there could be; the others' shares of the way to it are told."""
-    win_rate: WinRate | None = None
-    """Pairs of replies are shown to a judge where this is there."""
-    plot: Mapping[str, str] = field(default_factory=dict)
-    """Axis -> measure."""
 
 
 def load_comparison(path: Path, options: Mapping[str, str] | None = None) -> Comparison:

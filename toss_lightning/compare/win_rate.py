@@ -9,9 +9,9 @@ import torch
 from jsonargparse import ArgumentParser
 
 from toss_lightning.cli_errors import explain, one_line
+from toss_lightning.compare.comparison import Comparison, WinRate
 from toss_lightning.compare.measured import BASE, Measured
 from toss_lightning.compare.runs import Run
-from toss_lightning.compare.spec import Comparison, WinRate
 from toss_lightning.errors import ConfigError, StoreError, TossError
 from toss_lightning.evaluation.judges import PairwiseJudge
 from toss_lightning.evaluation.judges.pairwise import Outcome
