@@ -19,11 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from align import align
-from report import page
+from report import page, short_page
 from rows import ALIGNMENT, SHARE, Size, write_prompts, write_rows
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "results_table.md"
+SHORT = RESULTS.with_stem("results_table_short")
 BASE = "bundled:smollm2-135m-instruct"
 COMPARISONS = ("main",)
 PROMPTS = ("beavertails", "advbench", "harmbench")
@@ -68,6 +69,7 @@ def report(work: Path, seeds: Sequence[int]) -> None:
     ]
     command = f"python benchmarks/results_table --data DIR --seeds {' '.join(map(str, seeds))}"
     RESULTS.write_text(page(work, seeds, command, setup), encoding="utf-8")
+    SHORT.write_text(short_page(work, command, setup), encoding="utf-8")
     shutil.copy(work / "main" / "compare.svg", RESULTS.with_suffix(".svg"))
     print(RESULTS.read_text(encoding="utf-8"))
 

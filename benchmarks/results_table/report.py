@@ -49,6 +49,21 @@ def page(work: Path, seeds: Sequence[int], command: str, setup: Sequence[str]) -
     return "\n".join([*lines, *score_table(work, seeds), ""])
 
 
+def short_page(work: Path, command: str, setup: Sequence[str]) -> str:
+    """What a reader in a hurry wants to know, as Markdown; see :func:`page`."""
+    content = read(work / "main")
+    measures = {one["name"]: one for one in content["measures"]}
+    shown = [measures[name] for name in (REFUSAL, TASK)]
+    lines = []
+    for name in [content["base"], *content["methods"]]:
+        cells = [interval(one["models"].get(name), one["share"]) for one in shown]
+        cells += [_part(measures[REFUSAL]["gap_closed"], name), _part(measures[TASK]["utility_kept"], name)]
+        lines.append([_called(content, name), *cells])
+    header = ["", SHOWN[REFUSAL], SHOWN[TASK], "gap closed", "utility kept"]
+    title = ["# Safe and useful, in short", "", *markdown_table(header, lines), ""]
+    return "\n".join([*title, *setup, f"Written by `{command}`.", ""])
+
+
 def read(directory: Path) -> Content:
     """What a comparison found."""
     found: Content = json.loads((directory / "compare.json").read_text(encoding="utf-8"))
