@@ -122,7 +122,15 @@ def notes(content: Content) -> list[str]:
         "is what the keyword judge takes for one (docs/evaluation.md has its agreement with people). Gap closed: from",
         f"{baseline} (0 %) to {oracle} (100 %). Utility kept: the method's gain in task loss over the base, as a",
         "share of the oracle's. Intervals of these shares are Fieller's. Masked: response tokens of weight 0.",
+        *_unfinished(content),
     ]
+
+
+def _unfinished(content: Content) -> list[str]:
+    """Methods of which no run is done, so that nobody takes the table for all there is to say."""
+    titles = dict.fromkeys(title.rpartition(", seed ")[0] for title in content.get("missing", []))
+    left = [name for name in titles if name not in content["methods"]]
+    return [f"Not run yet: {', '.join(left)}."] if left else []
 
 
 def goal(content: Content) -> str:

@@ -15,7 +15,7 @@ from toss_lightning.data.formats import Conversation, Message
 from toss_lightning.data.tokenize import ChatTokenizer
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.evaluation import Prompt
-from toss_lightning.evaluation.likelihood import Measured, measure, opener_tokens
+from toss_lightning.evaluation.likelihood import Reading, measure, opener_tokens
 from toss_lightning.evaluation.readings import Readings
 from toss_lightning.evaluation.replies import Replies
 from toss_lightning.models.adapters import SLOT
@@ -171,7 +171,7 @@ def test_replies_are_read_once(trained: Trained, tmp_path: Path, monkeypatch: py
         readings().of(rows, SLOT, SLOT)
 
 
-def vars_of(one: Measured) -> list[np.ndarray]:
+def vars_of(one: Reading) -> list[np.ndarray]:
     return [one.loss, one.opening, one.divergence, one.ordinal]
 
 

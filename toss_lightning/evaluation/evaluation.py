@@ -13,7 +13,7 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.evaluation.benchmarks import Benchmarks, LmEval, TaskResult
 from toss_lightning.evaluation.harness import Harness
 from toss_lightning.evaluation.judges import Judge, KeywordJudge
-from toss_lightning.evaluation.likelihood import Measured, check_lengths, reply_rows
+from toss_lightning.evaluation.likelihood import Reading, check_lengths, reply_rows
 from toss_lightning.evaluation.prompts import Pair, PromptSet, load_pairs, load_prompts
 from toss_lightning.evaluation.readings import Readings
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
@@ -88,9 +88,9 @@ class Findings:
     responses: dict[str, list[Response]]
     verdicts: dict[str, dict[str, list[Verdict]]]
     pairs: list[Pair]
-    harmful: dict[str, Measured]
-    safe: dict[str, Measured]
-    benign: dict[str, Measured]
+    harmful: dict[str, Reading]
+    safe: dict[str, Reading]
+    benign: dict[str, Reading]
     benchmarks: Benchmarks | None = None
 
 
@@ -193,7 +193,7 @@ class Evaluator:
         module: Any = self.trainer.lightning_module
         prompts = [one for name in self.prompts for one in self.prompts[name]]
         responses: dict[str, list[Response]] = {}
-        read: dict[str, dict[str, Measured]] = {"harmful": {}, "safe": {}, "benign": {}}
+        read: dict[str, dict[str, Reading]] = {"harmful": {}, "safe": {}, "benign": {}}
         answers: dict[str, dict[str, TaskResult]] = {}
         rows = {**self._rows, "benign": list(benign[: len(self.pairs)]) if self.evaluation.positions else []}
         for name, path in self.adapters(expected).items():

@@ -28,7 +28,7 @@ OPENERS = ("I'm sorry", "I cannot", "I can't", "Sorry", "Unfortunately", "As an 
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Reading:
     """What an adapter says of given replies, one entry for each of R rows or N response tokens of all rows in order.
 
     Attributes:
@@ -52,7 +52,7 @@ def measure(
     max_tokens: int,
     name: str | None = None,
     divergences: bool = True,
-) -> Measured:
+) -> Reading:
     """Takes rows through the base and an adapter once; every rank gets the whole, and a training goes on unchanged.
 
     Args:
@@ -110,12 +110,12 @@ def _measure_batch(
     return torch.stack([column.double() for column in columns], 1)
 
 
-def _in_order(values: np.ndarray, rows: int) -> Measured:
+def _in_order(values: np.ndarray, rows: int) -> Reading:
     values = values[np.lexsort((values[:, 1], values[:, 0]))]
     row = values[:, 0].astype(np.int64)
     counts = np.bincount(row, minlength=rows)
     loss = np.bincount(row, values[:, 2], rows) / counts
-    return Measured(loss, np.bincount(row, values[:, 4], rows), values[:, 3], values[:, 1].astype(np.int64))
+    return Reading(loss, np.bincount(row, values[:, 4], rows), values[:, 3], values[:, 1].astype(np.int64))
 
 
 def reply_rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[TokenizedRow]:

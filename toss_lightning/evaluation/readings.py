@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from toss_lightning.data.scoring import digest_of
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import StoreError
-from toss_lightning.evaluation.likelihood import Measured, measure, opener_tokens
+from toss_lightning.evaluation.likelihood import Reading, measure, opener_tokens
 from toss_lightning.files import write_json
 
 
@@ -33,7 +33,7 @@ class Readings:
         self.trainer, self.directory, self.max_tokens, self.divergences = trainer, directory, max_tokens, divergences
         self.openers = opener_tokens(chat)
 
-    def of(self, rows: Sequence[TokenizedRow], adapter: str, name: str) -> Measured:
+    def of(self, rows: Sequence[TokenizedRow], adapter: str, name: str) -> Reading:
         """What an adapter says of some rows; the same on every rank.
 
         Args:
@@ -64,10 +64,10 @@ class Readings:
         return digest_of(json.dumps(facts))
 
 
-def _read(file: Path) -> Measured:
+def _read(file: Path) -> Reading:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         dtypes = {"ordinal": np.int64}
-        return Measured(**{key: np.array(values, dtypes.get(key, np.float64)) for key, values in content.items()})
+        return Reading(**{key: np.array(values, dtypes.get(key, np.float64)) for key, values in content.items()})
     except (OSError, ValueError, TypeError) as error:
         raise StoreError(f"{file}: damaged ({error}): delete it and run the test again") from error

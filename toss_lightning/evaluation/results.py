@@ -11,7 +11,7 @@ from torchmetrics.functional.text import rouge_score
 from toss_lightning.evaluation.answers import is_right
 from toss_lightning.evaluation.evaluation import Findings
 from toss_lightning.evaluation.judges import Judge
-from toss_lightning.evaluation.likelihood import Measured
+from toss_lightning.evaluation.likelihood import Reading
 from toss_lightning.evaluation.noise import judged
 from toss_lightning.evaluation.prompts import digest_asked
 from toss_lightning.evaluation.records import Response, Verdict
@@ -159,7 +159,7 @@ def _agreement(findings: Findings) -> list[dict[str, Any]]:
     return found
 
 
-def _by_position(one: Measured, positions: int) -> list[float]:
+def _by_position(one: Reading, positions: int) -> list[float]:
     """Mean KL(base || adapter) at each response position, in nats."""
     near = one.ordinal < positions
     counts = np.bincount(one.ordinal[near])
