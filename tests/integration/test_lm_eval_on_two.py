@@ -1,18 +1,13 @@
 """Two processes share out the tasks of lm-evaluation-harness, and find the numbers that one does."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tiny import WORDS
-
-from toss_lightning.cli import main
+from two_processes import evaluate_by_one_and_by_two
 
 pytest.importorskip("lm_eval", reason='lm_eval is not installed: pip install "toss_lightning[lm_eval]"')
 
@@ -48,20 +43,7 @@ def runs(tiny_model: str, tiny_sets: dict[str, str], tmp_path_factory: pytest.Te
         },
         "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
     }
-    (folder / "config.yaml").write_text(json.dumps(config))
-    assert main(["fit", "--config", str(folder / "config.yaml"), "--run_dir", str(folder / "one")]) == 0
-    shutil.copytree(folder / "one", folder / "two")
-    assert main(["test", "--run_dir", str(folder / "one")]) == 0
-    command = [sys.executable, "-m", "toss_lightning", "test", "--run_dir", str(folder / "two")]
-    done = subprocess.run(
-        [*command, "--trainer.devices=2", "--trainer.strategy=ddp"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    evaluate_by_one_and_by_two(config, folder)
     return folder
 
 
