@@ -202,7 +202,7 @@ def test_nothing_is_asked_twice_and_what_changes_is_asked_anew(
         asked.extend(options["task_dict"]["tasks"])
         return lm_eval.evaluator.evaluate(**options)
 
-    def test_again(evaluation: Evaluation) -> list[str]:
+    def tested_again(evaluation: Evaluation) -> list[str]:
         asked.clear()
         tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=["test"], loop={"evaluation": evaluation})
         return sorted(asked)
@@ -211,17 +211,17 @@ def test_nothing_is_asked_twice_and_what_changes_is_asked_anew(
     cache = tmp_path / "run" / "evaluation"
     before = results(unquantised)
     monkeypatch.setattr(lm_eval, "evaluate", watched, raising=False)
-    assert test_again(settings(folder)) == []
+    assert tested_again(settings(folder)) == []
     assert results(tmp_path / "run") == before
     killed = next((cache / "lm_eval").glob(f"{NEXT}-*.json"))
     killed.unlink()
-    assert test_again(settings(folder)) == [NEXT]
+    assert tested_again(settings(folder)) == [NEXT]
     assert results(tmp_path / "run") == before
-    assert test_again(settings(folder, tasks=[CHOICES], limit=3)) == [CHOICES] * 3
+    assert tested_again(settings(folder, tasks=[CHOICES], limit=3)) == [CHOICES] * 3
     changed = tmp_path / "changed"
     changed.mkdir()
     write_tasks(changed, [{**one, "right": 0} for one in questions()])
-    assert test_again(settings(changed, cache, tasks=[CHOICES])) == [CHOICES] * 3
+    assert tested_again(settings(changed, cache, tasks=[CHOICES])) == [CHOICES] * 3
 
 
 def test_random_numbers_and_the_model_are_left_as_they_were(
