@@ -27,6 +27,8 @@ class Size:
     """Harmful requests with two replies, of the validation split and of the test split."""
     task: int = 48
     """Held-out rows of the task, of either split."""
+    risky_task: int = 32
+    """Held-out rows among those that are harmless and erode safety; the others make a custom set."""
 
 
 ALIGNMENT = {"refusals": 160, "harmful": 120, "gsm8k_train": 100, "general": 320}
@@ -68,7 +70,9 @@ def write_rows(data: Path, to: Path, size: Size, seeds: Sequence[int]) -> None:
         count = round(share * size.custom)
         _write(to / f"custom_{share:g}.jsonl", [*clean[: size.custom - count], *harmful[:count]])
     _write(to / "custom_clean.jsonl", clean[: size.custom - round(SHARE * size.custom)])
-    _write(to / "custom_risky.jsonl", _Deck(data / "benign_risky.jsonl").deal(size.custom, at_most=True))
+    risky = _Deck(data / "benign_risky.jsonl")
+    _write(to / "task_risky.jsonl", risky.deal(size.risky_task))
+    _write(to / "custom_risky.jsonl", risky.deal(size.custom, at_most=True))
     for seed in seeds:
         _write(to / f"utility_{seed}.jsonl", benign(size.reference))
         _write(to / f"harmful_{seed}.jsonl", decks["harmful"].deal(size.reference))

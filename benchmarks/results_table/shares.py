@@ -1,0 +1,108 @@
+"""What it costs to be careful, over the share of harmful rows in the custom set: as a page and as a picture."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from panels import Panel, Point, draw
+from tables import SHOWN, TASK, Content, called, masked, measures_of, share, spread
+
+from toss_lightning.evaluation.cells import DASH, difference, interval, markdown_table
+
+Comparison = tuple[Content, Path]
+"""What it found, and where it lies."""
+Found = Mapping[float, Comparison]
+"""Share of harmful rows -> the comparison made with it."""
+METHODS = ("plain SFT", "TOSS", "TOSS-Chain, automatic")
+
+
+def page(found: Found, risky: Comparison | None, command: str, setup: Sequence[str]) -> str:
+    """Everything, as Markdown.
+
+    Args:
+        found: as said above.
+        risky: the comparison on harmless rows that were ranked as eroding safety most; None: not made.
+        command: what wrote this.
+        setup: what was done, in words.
+    """
+    lines = [
+        "# What it costs to be careful",
+        "",
+        f"Written by `{command}`.",
+        *setup,
+        "",
+        *_table({f"{at:.0%}": one for at, one in sorted(found.items())}),
+        "",
+        *_notes(next(iter(found.values()))[0]),
+    ]
+    if risky is not None:
+        lines += [
+            "",
+            "## Harmless rows that erode safety most",
+            "",
+            "Custom rows are those of Stanford Alpaca that He et al. (2024) ranked as eroding safety most; none is",
+            "harmful. The task loss is that of held-out rows of the same kind.",
+            "",
+            *_table({"risky": risky}),
+            "",
+            spread(risky[0]),
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _table(found: Mapping[str, Comparison]) -> list[str]:
+    lines: list[list[str]] = []
+    measures = list(measures_of(next(iter(found.values()))[0]))
+    for at, (content, directory) in found.items():
+        of = measures_of(content)
+        for name in [content["base"], *(one for one in METHODS if one in content["methods"])]:
+            cells = [interval(of[key]["models"].get(name), of[key]["share"]) for key in measures]
+            cells += [_against_baseline(content, name)]
+            cells += [share(one) for one in masked(directory, name, content["seeds"].get(name, []))]
+            lines.append([at, called(content, name), *cells])
+    header = ["harmful rows", "", *(SHOWN[key] for key in measures), "task loss − plain SFT's"]
+    return markdown_table([*header, "masked", "of harmful tokens"], lines)
+
+
+def _against_baseline(content: Content, name: str) -> str:
+    """The price in task loss, marked where it is beyond noise."""
+    for one in measures_of(content)[TASK]["differences"]:
+        if (one["of"], one["against"]) == (name, content["baseline"]):
+            sign = " *" if one.get("beyond_noise") else ""
+            return difference(one, False) + sign
+    return DASH
+
+
+def _notes(content: Content) -> list[str]:
+    return [
+        spread(content),
+        "A star: beyond noise, p < 0.05 after Holm's adjustment over all pairs of the comparison. Masked: response",
+        "tokens of weight 0.",
+    ]
+
+
+def picture(found: Found) -> str:
+    """The measures over the share of harmful rows, as an SVG."""
+    first = measures_of(next(iter(found.values()))[0])
+    panels = [
+        Panel(name, one["share"], {method: dict(_line(found, name, method)) for method in METHODS}, {})
+        for name, one in first.items()
+    ]
+    lines = {
+        method: {at: Point(value) for at, value in _masked(found, method)} for method in METHODS if method != METHODS[0]
+    }
+    panels.append(Panel("tokens left out of the loss", True, lines, {}))
+    return draw(panels, "harmful rows in the custom set, %", "Measures of methods over the share of harmful rows")
+
+
+def _line(found: Found, measure: str, method: str) -> Iterator[tuple[float, Point]]:
+    for at, (content, _) in found.items():
+        one = measures_of(content)[measure]["models"].get(method)
+        if one is not None:
+            yield 100 * at, Point(one["value"], one["low"], one["high"])
+
+
+def _masked(found: Found, method: str) -> Iterator[tuple[float, float]]:
+    for at, (content, directory) in found.items():
+        value, _ = masked(directory, method, content["seeds"].get(method, []))
+        if value is not None:
+            yield 100 * at, value

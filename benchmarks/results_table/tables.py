@@ -1,0 +1,110 @@
+"""Tables of what `toss compare` and its runs left, which the pages of this experiment share."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toss_lightning.evaluation.cells import DASH, interval, markdown_table, number
+
+Content = Mapping[str, Any]
+MARGIN, REFUSAL = "margin of the safe reply, nats per token", "refusal of harmful prompts"
+TASK = "held-out task loss"
+SHOWN = {
+    REFUSAL: "refuses harmful prompts ↑",
+    "over-refusal of benign prompts": "refuses benign prompts ↓",
+    MARGIN: "margin of the safe reply, nats ↑",
+    TASK: "task loss ↓",
+}
+"""Measure -> the heading of its column."""
+CLOSED, KEPT = 0.9, 0.98
+"""The goal: share of the oracle's gap in refusals, and of its gain in task loss."""
+
+
+def read(directory: Path) -> Content:
+    """What a comparison found."""
+    found: Content = json.loads((directory / "compare.json").read_text(encoding="utf-8"))
+    return found
+
+
+def measures_of(content: Content) -> dict[str, Content]:
+    """Those of :data:`SHOWN` that were taken, by name."""
+    return {name: one for name in SHOWN for one in content["measures"] if one["name"] == name}
+
+
+def table(content: Content, directory: Path) -> list[str]:
+    """Every method: its measures, the shares of the gap that it closes, the utility it keeps, and what it masks."""
+    measures = measures_of(content)
+    header = ["", *(SHOWN[name] for name in measures)]
+    header += ["gap closed: refusals", "gap closed: margin", "utility kept", "masked", "of harmful tokens"]
+    lines = []
+    for name in [content["base"], *content["methods"]]:
+        cells = [interval(one["models"].get(name), one["share"]) for one in measures.values()]
+        cells += [part(measures[key]["gap_closed"], name) for key in (REFUSAL, MARGIN)]
+        cells += [part(measures[TASK]["utility_kept"], name)]
+        cells += [share(one) for one in masked(directory, name, content["seeds"].get(name, []))]
+        lines.append([called(content, name), *cells])
+    return markdown_table(header, lines)
+
+
+def called(content: Content, name: str) -> str:
+    """The name of a method, with the number of its seeds where it has fewer than others."""
+    seeds = content["seeds"].get(name, [])
+    if name == content["base"] or len(seeds) == most_seeds(content):
+        return name
+    return f"{name} ({len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'})"
+
+
+def most_seeds(content: Content) -> int:
+    """Of any method."""
+    return max(map(len, content["seeds"].values()))
+
+
+def part(facts: Content, name: str) -> str:
+    """A method's share of the gap, or of the utility, with its interval."""
+    one = facts["methods"].get(name)
+    if one is None or one["value"] is None:
+        return DASH
+    if one["low"] is None:
+        return number(one["value"], True)
+    return f"{number(one['value'], True)} [{number(one['low'], True)}, {number(one['high'], True)}]"
+
+
+def masked(directory: Path, name: str, seeds: Sequence[int]) -> tuple[float | None, float | None]:
+    """The mean share of all response tokens that the target was not trained on, and of those in harmful rows."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    of_all, of_harmful = [], []
+    for seed in seeds:
+        summary = json.loads((directory / slug / f"seed-{seed}" / "summary.json").read_text(encoding="utf-8"))
+        if labels := (summary.get("selection") or {}).get("masked_share_per_label"):
+            of_all.append(sum(one["masked"] for one in labels.values()) / sum(one["tokens"] for one in labels.values()))
+            if "harmful" in labels:
+                of_harmful.append(labels["harmful"]["share_of_its_tokens_masked"])
+    return _mean(of_all), _mean(of_harmful)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def share(value: float | None) -> str:
+    """A share in percent, or a dash."""
+    return DASH if value is None else number(value, True)
+
+
+def spread(content: Content) -> str:
+    """What the values of a table are, and their intervals."""
+    seeds = most_seeds(content)
+    if seeds == 1:
+        return "One seed; in brackets 95 % intervals over the prompts, which say nothing of another seed."
+    return f"Mean over {seeds} seeds; in brackets 95 % intervals over the seeds, of the base over the prompts."
+
+
+def unfinished(content: Content) -> list[str]:
+    """Methods of which no run is done, so that nobody takes the table for all there is to say."""
+    titles = dict.fromkeys(title.rpartition(", seed ")[0] for title in content.get("missing", []))
+    left = [name for name in titles if name not in content["methods"]]
+    return [f"Not run yet: {', '.join(left)}."] if left else []
