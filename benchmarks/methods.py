@@ -33,7 +33,8 @@ from sklearn.metrics import roc_auc_score
 from statistics_of_runs import spread
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from toss_lightning.cli import configs_directory, with_configs
+from toss_lightning.cli import with_configs
+from toss_lightning.config_files import configs_directory
 from toss_lightning.files import write_json
 from toss_lightning.gradients import DualSelect, Probe
 from toss_lightning.lightning_cli import TossCLI, quiet

@@ -16,7 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tiny import save_tiny_model, some_pairs, write_rows
 from two_processes import start
 
-from toss_lightning.cli import configs_directory, main
+from toss_lightning.cli import main
+from toss_lightning.config_files import configs_directory
 
 METHODS = ["toss", "toss_pro", *sorted(f"methods/{path.stem}" for path in configs_directory().glob("methods/*.yaml"))]
 SIZES = {"custom": 14, "utility": 10, "harmful": 8, "safety": 6}

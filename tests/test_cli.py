@@ -17,7 +17,7 @@ import yaml
 from runs import artifacts
 from tiny import some_pairs, write_rows
 
-from toss_lightning import __version__, cli, gradients, selection
+from toss_lightning import __version__, gradients, selection
 from toss_lightning.cli import ALONE, HELP, main
 from toss_lightning.methods import METHODS, TITLES
 
@@ -707,15 +707,6 @@ def test_a_terminated_run_says_so_and_goes_on(tiny_config, undisturbed):
     done = subprocess.run([*program, "--ckpt_path", "last"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert adapters("run") == undisturbed
-
-
-def test_configs_of_an_installed_package_come_first(tmp_path, monkeypatch):
-    package = tmp_path / "site" / "toss_lightning"
-    (package / "configs").mkdir(parents=True)
-    monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
-    assert cli.configs_directory() == package / "configs"
-    (package / "configs").rmdir()
-    assert cli.configs_directory() == tmp_path / "site" / "configs"
 
 
 @pytest.mark.parametrize("suffix", ["json", "csv", "jsonl", "parquet"])

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from tiny import some_pairs, write_rows
 
-from toss_lightning.cli import configs_directory, main
+from toss_lightning.cli import main
+from toss_lightning.config_files import configs_directory
 from toss_lightning.loops.plan import TOSS_PLAN
 
 pytestmark = pytest.mark.usefixtures("somewhere")

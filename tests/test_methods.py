@@ -13,7 +13,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from toss_lightning import gradients, selection
-from toss_lightning.cli import configs_directory, main
+from toss_lightning.cli import main
+from toss_lightning.config_files import configs_directory
 from toss_lightning.data import mixtures
 from toss_lightning.data.mixtures import Mixture
 from toss_lightning.gradients import Correction

@@ -11,11 +11,9 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from toss_lightning import __version__
+from toss_lightning.config_files import configs_directory, find_config, read_config
 from toss_lightning.errors import ConfigError, Stopped, TossError
 
 VERBS = {
@@ -169,30 +167,6 @@ def check_verb(args: Sequence[str]) -> str:
     return args[0]
 
 
-def configs_directory() -> Path:
-    """The configurations that come with the project."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
-
-
-def find_config(name: str) -> Path:
-    """A configuration file: as given, or below the ones that come with the project.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    ours = configs_directory()
-    short = name.removeprefix("configs/").removesuffix(".yaml")
-    for path in (Path(name), ours / f"{short}.yaml"):
-        if path.is_file():
-            return path
-    known = {str(path.relative_to(ours).with_suffix("")): path for path in sorted(ours.rglob("*.yaml"))}
-    near = difflib.get_close_matches(short, known, 1, 0.5)
-    near = near or [stem for stem, path in known.items() if path.stem == Path(short).stem]
-    hint = f"did you mean configs/{near[0]}.yaml?" if near else "give the path of a YAML file"
-    raise ConfigError(f"--config {name}: no such file; {hint}")
-
-
 def with_configs(args: Sequence[str]) -> list[str]:
     """Resolves every --config, puts them before all other options, which win, and takes the demo where there is none.
 
@@ -251,24 +225,6 @@ def _run_dir_of(options: Sequence[str]) -> Path:
     values = [value for name, value in pairwise(options) if name == "--run_dir"]
     values += [option.removeprefix("--run_dir=") for option in options if option.startswith("--run_dir=")]
     return Path(values[-1] if values else ".")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """What a configuration file says.
-
-    Raises:
-        ConfigError: it cannot be read, or is not a YAML mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({error.problem})") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: no keys in it: it should look like demo.yaml")
-    return content
 
 
 def config_paths(args: Sequence[str]) -> list[Path]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toss_lightning.cli import find_config
 from toss_lightning.compare.comparison import Comparison, WinRate
 from toss_lightning.compare.running import run_all
 from toss_lightning.compare.runs import Run, list_runs, overlays, show_runs
 from toss_lightning.compare.settings import differing, say_differing
 from toss_lightning.compare.spec import KEYS, load_comparison
+from toss_lightning.config_files import find_config
 from toss_lightning.errors import ConfigError, Stopped, TossError
 
 SWITCHES = ("dry_run", "report")

@@ -3,9 +3,9 @@
 import pytest
 from made_runs import made, write_comparison
 
-from toss_lightning.cli import configs_directory, read_config
 from toss_lightning.compare import settings
 from toss_lightning.compare.settings import DEFAULT_PLAN, differing, find_plan, fingerprint, flatten, say_differing
+from toss_lightning.config_files import configs_directory, read_config
 from toss_lightning.errors import ConfigError
 from toss_lightning.loops.plan import TOSS_PLAN
 

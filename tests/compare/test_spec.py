@@ -9,9 +9,10 @@ import pytest
 import yaml
 from made_runs import write_comparison
 
-from toss_lightning.cli import configs_directory, main
+from toss_lightning.cli import main
 from toss_lightning.cli_compare import HELP
 from toss_lightning.compare.spec import KEYS, load_comparison
+from toss_lightning.config_files import configs_directory
 
 pytestmark = pytest.mark.usefixtures("somewhere")
 ROOT = Path(__file__).parent.parent.parent

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from toss_lightning.cli import ALONE, read_config
+from toss_lightning.cli import ALONE
 from toss_lightning.compare.comparison import Comparison, MethodSpec
 from toss_lightning.compare.settings import Flat, find_plan, fingerprint, flatten
+from toss_lightning.config_files import read_config
 from toss_lightning.files import write_json
 
 State = Literal["done", "test", "resume", "new", "stale"]

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from toss_lightning.cli import find_config, read_config
 from toss_lightning.compare.comparison import Comparison, MethodSpec, WinRate
 from toss_lightning.compare.settings import flatten
+from toss_lightning.config_files import find_config, read_config
 from toss_lightning.errors import ConfigError
 
 KEYS = (
