@@ -247,6 +247,20 @@ def test_null_reaches_a_class_inside_a_class(capsys, given):
     assert found["epochs"] == 3
 
 
+def test_null_within_what_an_option_says(capsys):
+    wrapped = {"class_path": "ChainSelection", "init_args": {"discard": None, "threshold": 0.25}}
+    given = f"--loop.selection.selection={json.dumps(wrapped)}"
+    found = printed(capsys, "--config=demo", "--config=methods/toss_anchor", given)["loop"]["init_args"]["selection"]
+    assert found["class_path"].endswith("Anchored")
+    assert found["init_args"]["selection"]["class_path"].endswith("ChainSelection")
+    assert found["init_args"]["selection"]["init_args"].items() >= wrapped["init_args"].items()
+
+
+@pytest.mark.parametrize("said", ["null set", "{null: 1", '"null"'])
+def test_a_value_that_only_mentions_null_stays_what_it_is(capsys, said):
+    assert printed(capsys, f"--data.custom={said}")["data"]["init_args"]["custom"] == said
+
+
 def test_files_overlay_and_options_win_wherever_they_stand(capsys):
     Path("one.yaml").write_text("loop: {epochs: 3, reference_epochs: 4}\ndata: {custom: x}\nmodel: {lora: {r: 2}}")
     Path("two.yaml").write_text(

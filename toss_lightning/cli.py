@@ -11,6 +11,9 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from toss_lightning import __version__
 from toss_lightning.config_files import configs_directory, find_config, read_config
@@ -200,7 +203,7 @@ def with_configs(args: Sequence[str]) -> list[str]:
 
 
 def _without_nulls(options: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options, and those of value ``null`` as inline configurations.
+    """Options, and those whose value is or holds a ``null`` as inline configurations.
 
     jsonargparse hands an option on to a class inside a class as text, in which null has become the word None.
     """
@@ -211,13 +214,27 @@ def _without_nulls(options: Sequence[str]) -> tuple[list[str], list[str]]:
         name, equals, value = option.partition("=")
         if name.startswith("--") and "." in name:
             value = value if equals else next(rest, "")
-            if value == "null":
-                nulls.append(f"--config={json.dumps({name.removeprefix('--'): None})}")
+            if "null" in value and _holds_null(parsed := _parsed(value)):
+                nulls.append(f"--config={json.dumps({name.removeprefix('--'): parsed})}")
                 continue
             kept += [option] if equals else [option, *([value] if value else [])]
         else:
             kept.append(option)
     return kept, nulls
+
+
+def _parsed(text: str) -> Any:
+    """What a value says in YAML; the text itself where it says nothing."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _holds_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_null, value.values()))
+    return value is None or (isinstance(value, list) and any(map(_holds_null, value)))
 
 
 def _run_dir_of(options: Sequence[str]) -> Path:

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
-from tables import CLOSED, KEPT, REFUSAL, SHOWN, TASK, Content, called, part, read, spread, table, unfinished
+from tables import CLOSED, KEPT, REFUSAL, SHOWN, TASK, Content, called, part, read, run_of, spread, table, unfinished
 
 from toss_lightning.evaluation.cells import interval, markdown_table
 from toss_lightning.evaluation.statistics import t_interval
 from toss_lightning.scores import TokenScores
+from toss_lightning.selection import TokenWeights
+
+SELECTIONS = ("TOSS", "TOSS-Chain", "TOSS-Chain, automatic", "sample-level TOSS")
+"""Methods of which it is told which tokens they mask."""
 
 
 def page(work: Path, seeds: Sequence[int], command: str, setup: Sequence[str]) -> str:
@@ -32,7 +36,8 @@ def page(work: Path, seeds: Sequence[int], command: str, setup: Sequence[str]) -
     ]
     lines += [*table(content, work / "main"), "", *notes(content), "", goal(content), ""]
     lines += ["What the scores know of the harmful rows, all of whose tokens count as harmful:", ""]
-    return "\n".join([*lines, *score_table(work, seeds), ""])
+    lines += [*score_table(work, seeds), "", "Share of the response tokens that a method masks, by their place:", ""]
+    return "\n".join([*lines, *place_table(work / "main", content), ""])
 
 
 def short_page(work: Path, command: str, setup: Sequence[str]) -> str:
@@ -90,6 +95,26 @@ def score_table(work: Path, seeds: Sequence[int]) -> list[str]:
         found["AUROC of tokens"].append(float(roc_auc_score(of_token[free], score[free])))
         found["AUROC of row means"].append(float(roc_auc_score(harmful, [row.mean() for row in scores.per_row(score)])))
     return markdown_table([*found], [[_mean(values) for values in found.values()]])
+
+
+PLACES = {"1": slice(0, 1), "2 to 5": slice(1, 5), "6 to 20": slice(5, 20), "later": slice(20, None)}
+"""Places in a response, from 1 on, as a table names them."""
+
+
+def place_table(directory: Path, content: Content) -> list[str]:
+    """Which tokens the selections mask: the share of those at each place, in harmful rows and in the others."""
+    lines = []
+    for method in (one for one in SELECTIONS if one in content["methods"]):
+        masked: dict[tuple[bool, str], list[float]] = {(h, place): [] for h in (True, False) for place in PLACES}
+        for seed in content["seeds"][method]:
+            scores = TokenScores(directory.parent / "references" / f"seed-{seed}" / "scores")
+            weights = TokenWeights.load(run_of(directory, method, seed) / "selection").weights
+            for row_id, label in zip(scores.row_ids.tolist(), scores.values("label"), strict=True):
+                for place, where in PLACES.items():
+                    masked[label == "harmful", place] += (weights[row_id][where] == 0).tolist()
+        lines.append([method, *(f"{np.mean(of):.0%}" for of in masked.values())])
+    kinds = [f"{kind}, token {place}" for kind in ("harmful", "benign") for place in PLACES]
+    return markdown_table(["", *kinds], lines)
 
 
 def _mean(values: Sequence[float]) -> str:

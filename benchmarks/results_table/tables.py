@@ -73,12 +73,16 @@ def part(facts: Content, name: str) -> str:
     return f"{number(one['value'], True)} [{number(one['low'], True)}, {number(one['high'], True)}]"
 
 
+def run_of(directory: Path, name: str, seed: int) -> Path:
+    """Where a run of a comparison lies."""
+    return directory / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") / f"seed-{seed}"
+
+
 def masked(directory: Path, name: str, seeds: Sequence[int]) -> tuple[float | None, float | None]:
     """The mean share of all response tokens that the target was not trained on, and of those in harmful rows."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     of_all, of_harmful = [], []
     for seed in seeds:
-        summary = json.loads((directory / slug / f"seed-{seed}" / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((run_of(directory, name, seed) / "summary.json").read_text(encoding="utf-8"))
         if labels := (summary.get("selection") or {}).get("masked_share_per_label"):
             of_all.append(sum(one["masked"] for one in labels.values()) / sum(one["tokens"] for one in labels.values()))
             if "harmful" in labels:

@@ -64,6 +64,15 @@ def test_values_reach_the_tokens_that_they_are_of(make: Make) -> None:
         assert batch["selected"].all()
 
 
+def test_rows_that_are_left_out_are_in_no_batch(make: Make) -> None:
+    datamodule = make()
+    datamodule.begin_stage("custom", 1, left_out={0, 5, 6})
+    kept = [row for row in datamodule.sets["custom"].rows if row.row_id not in {0, 5, 6}]
+    assert datamodule.stage_rows is not None
+    assert (datamodule.stage_rows.rows, datamodule.stage_rows.own) == (kept, 11)
+    assert len(served(datamodule, "weight")) == 11
+
+
 def test_promoted_rows_are_served_beside_the_sets_own(make: Make) -> None:
     datamodule = make()
     datamodule.begin_stage("harmful", 1, promoted={3, 11})

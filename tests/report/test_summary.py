@@ -127,6 +127,9 @@ def test_a_selection_in_one_line(capsys) -> None:
     assert capsys.readouterr().out == (
         "select: 20 of 200 response tokens masked (10.0%); 1 of 9 rows are masked in full\n"
     )
+    one.selection["rows_left_out"] = 2
+    one.say_selected()
+    assert capsys.readouterr().out.endswith("; 2 of 9 rows are left out\n")
 
 
 # --- plug-ins that changed nothing ------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def test_it_wraps_any_selection_that_decides_before_training(scores: TokenScores
     assert [row.tolist() for row in chosen.anchor.values()] == [[0] * 4, [1] * 3, [0] * 3]
     assert [row.tolist() for row in chosen.weights.values()] == [[1] * 4, [0] * 3, [0.5] * 3]
     assert chosen.report["flavour"] == "rows"
+    assert (chosen.left_out, chosen.report.get("rows_left_out")) == (frozenset(), None)
     assert Anchored(PerRowTopFraction(0.34)).select(scores).report["anchored"] == 3
     assert Anchored(MaskFirst(2)).columns == ()
     assert Anchored().columns == ("utility", "degraded")

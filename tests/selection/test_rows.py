@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import artifacts, tiny_fit
 from scores_on_disk import make_scores
 
 from toss_lightning.errors import ConfigError, StoreError
@@ -155,3 +156,20 @@ def test_other_options_that_cannot_work_are_refused() -> None:
     for share in (0.0, 1.1, math.nan):
         with pytest.raises(ConfigError, match=rf"selection.top_share: {share} is not a share"):
             TossRows(by="top_share", top_share=share)
+
+
+def test_the_adapter_is_that_of_plain_fine_tuning_without_the_rows(
+    tiny_model: str, tiny_sets: dict[str, str], tmp_path: Path
+) -> None:
+    loop = {"epochs": 2, "selection": RandomRows(0.4, seed=3)}
+    fit = tiny_fit(tiny_model, tiny_sets, tmp_path / "ours", plan=("score", "select", "target"), loop=loop)
+    out = TokenWeights.load(tmp_path / "ours" / "selection").left_out
+    assert len(out) == 5
+    kept = tmp_path / "kept.jsonl"
+    lines = Path(tiny_sets["custom"]).read_text().splitlines(keepends=True)
+    kept.write_text("".join(line for row, line in enumerate(lines) if row not in out))
+    plain = {**tiny_sets, "custom": str(kept)}
+    other = tiny_fit(tiny_model, plain, tmp_path / "plain", plan=("target",), loop={"epochs": 2})
+    name = "adapters/target/adapter_model.safetensors"
+    assert artifacts(tmp_path / "ours")[name] == artifacts(tmp_path / "plain")[name]
+    assert fit.global_step == other.global_step == 2 * 3

@@ -57,7 +57,8 @@ def test_a_selection_says_what_its_scores_were_made_from(tmp_path: Path) -> None
 def test_the_weights_are_plain_arrow_that_other_tools_read(tmp_path: Path) -> None:
     weights_of([1.0, 0.0], [0.5]).save(tmp_path / "selection")
     table = Dataset.from_file(str(tmp_path / "selection/weights.arrow"))
-    assert table[:] == {"row_id": [0, 1], "weight": [[1.0, 0.0], [0.5]], "ids_hash": ["hash 0", "hash 1"]}
+    others = {"ids_hash": ["hash 0", "hash 1"], "left_out": [False, False]}
+    assert table[:] == {"row_id": [0, 1], "weight": [[1.0, 0.0], [0.5]], **others}
 
 
 def test_rows_that_are_missing_or_new_are_named(tmp_path: Path) -> None:
@@ -196,6 +197,18 @@ def test_weights_of_rows_are_the_same_for_all_of_their_tokens(tmp_path: Path) ->
     chosen = row_weights(scores, np.array([0.5, 0, 1]))
     assert plain(chosen.weights) == {0: [0.5] * 3, 1: [0, 0], 2: [1]}
     assert (chosen.report["masked"], chosen.report["rows_fully_masked"]) == (2, 1)
+    assert (chosen.left_out, chosen.report["rows_left_out"]) == ({1}, 1)
+
+
+def test_rows_that_are_left_out_are_written_and_read_back_and_count_in_the_digest(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0, 5.0], [2.0, 0.0]])
+    of_rows = row_weights(scores, np.array([1.0, 0.0]))
+    of_tokens = token_weights(scores, np.array([1.0, 1.0, 0.0, 0.0]))
+    of_rows.save(tmp_path / "selection")
+    again = TokenWeights.load(tmp_path / "selection")
+    assert again.left_out == {1}
+    assert again.digest() == of_rows.digest() != of_tokens.digest()
+    assert of_tokens.left_out == frozenset()
 
 
 # --- others' selections, and damage -----------------------------------------------------------------------------------

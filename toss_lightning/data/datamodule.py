@@ -214,6 +214,7 @@ class TossDataModule(LightningDataModule):
         name: str,
         epochs: int,
         values: Mapping[str, Mapping[int, np.ndarray]] | None = None,
+        left_out: Collection[int] = (),
         promoted: Collection[int] = (),
         mixed: bool = False,
         companions: Companions | None = None,
@@ -225,12 +226,13 @@ class TossDataModule(LightningDataModule):
             name: the set.
             epochs: how often each row is served.
             values: ``weight`` and others -> row id -> a value for each response token; a weight is 1 by default.
+            left_out: row ids of rows of the set that are not served.
             promoted: row ids of the custom set whose rows are served beside the set's own.
             mixed: the mixture's rows are served too.
             companions: rows that stand beside the others in every step.
             whole_step: the first micro-batch of a step brings all of them.
         """
-        rows = list(self.sets[name].rows)
+        rows = [row for row in self.sets[name].rows if row.row_id not in left_out]
         if promoted:
             rows += [row for row in self.sets["custom"].rows if row.row_id in promoted]
         stage = StageRows.plain(rows)

@@ -79,6 +79,7 @@ class TossLoop(TossPlan):
             stage.set,
             stage.epochs,
             self._weights.values() if self._weights is not None else None,
+            self._weights.left_out if self._weights is not None else (),
             self._promoted_for(stage),
             mixed=is_target,
             companions=self._companions(stage),

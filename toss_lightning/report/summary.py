@@ -120,7 +120,10 @@ class Summary:
                 line += f"; {report['end_tokens_protected']} end-of-turn tokens kept that would have been among them"
             if report.get("anchored"):
                 line += f"; {report['anchored']:,} held to the base"
-            say(f"{line}; {report['rows_fully_masked']} of {report['rows']} rows are masked in full")
+            rows, said = (
+                ("rows_left_out", "left out") if "rows_left_out" in report else ("rows_fully_masked", "masked in full")
+            )
+            say(f"{line}; {report[rows]} of {report['rows']} rows are {said}")
 
     def say_idle(self) -> None:
         """Says loudly which plug-ins changed nothing."""

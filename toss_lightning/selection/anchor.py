@@ -115,7 +115,9 @@ class Anchored(Selection):
         facts = {"where": self.where, "weight": self.weight, "sum": float(anchor.sum(dtype=np.float64))}
         rows = dict(zip(scores.row_ids.tolist(), scores.per_row(anchor), strict=True))
         report = {**chosen.report, "anchored": int(np.count_nonzero(anchor)), "anchor": facts}
-        return replace(chosen, anchor=rows, report=report)
+        # rows that a wrapped selection leaves out are wanted for their anchors
+        report.pop("rows_left_out", None)
+        return replace(chosen, anchor=rows, report=report, left_out=frozenset())
 
     def _soft(self, scores: TokenScores, masked: np.ndarray) -> np.ndarray:
         """Shares of the full anchor that grow with the score; ``[tokens]``."""

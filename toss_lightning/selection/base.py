@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class TokenWeights:
         made_from: what those tokens depend on: tokenizer, template, dataset, limits.
         anchor: row id -> Shape ``[N]`` float32, weight of ``KL(p_base || p_target)``; empty where it is 0 everywhere.
         columns: name -> row id -> Shape ``[N]`` float32: what an :class:`OnlineSelection` reads during training.
+        left_out: ids of rows, all of weight 0, that are not even in a batch, as if they were not in the dataset.
     """
 
     weights: dict[int, np.ndarray]
@@ -39,6 +40,7 @@ class TokenWeights:
     made_from: dict[str, str] = field(default_factory=dict)
     anchor: dict[int, np.ndarray] = field(default_factory=dict)
     columns: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    left_out: frozenset[int] = frozenset()
 
     def save(self, path: Path) -> None:
         """Writes ``weights.arrow`` and ``selection.json`` into the directory ``path``.
@@ -50,6 +52,7 @@ class TokenWeights:
             {
                 "row_id": pa.array(list(self.weights), pa.int64()),
                 "ids_hash": pa.array([self.hashes[row_id] for row_id in self.weights], pa.string()),
+                "left_out": pa.array([row_id in self.left_out for row_id in self.weights], pa.bool_()),
                 **{
                     name: pa.array([values[row_id] for row_id in self.weights], pa.list_(pa.float32()))
                     for name, values in self.values().items()
@@ -81,12 +84,15 @@ class TokenWeights:
                 for row_id, values in zip(row_ids, table[name], strict=True)
             }
             for name in table.column_names
-            if name not in ("row_id", "ids_hash")
+            if name not in ("row_id", "ids_hash", "left_out")
         }
         hashes = dict(zip(row_ids, table["ids_hash"].to_pylist(), strict=True))
         made_from = report.pop("made_from", {})
         weights, anchor = per_token.pop("weight"), per_token.pop("anchor", {})
-        return cls(weights, hashes, report, made_from, anchor, per_token)
+        # files that other programs write need not say it
+        flags = table["left_out"].to_pylist() if "left_out" in table.column_names else [False] * len(row_ids)
+        left_out = frozenset(row_id for row_id, is_left_out in zip(row_ids, flags, strict=True) if is_left_out)
+        return cls(weights, hashes, report, made_from, anchor, per_token, left_out)
 
     def flat(self) -> np.ndarray:
         """All weights, rows one after the other as in :class:`TokenScores`; ``[tokens]`` float32."""
@@ -100,7 +106,7 @@ class TokenWeights:
         """Identifies the weights."""
         digest = hashlib.blake2b(digest_size=12)
         for row_id in sorted(self.weights):
-            digest.update(f"{row_id}:{self.hashes[row_id]};".encode())
+            digest.update(f"{row_id}:{self.hashes[row_id]}:{row_id in self.left_out};".encode())
             for name, values in sorted(self.values().items()):
                 digest.update(name.encode())
                 digest.update(values[row_id].tobytes())
@@ -179,8 +185,13 @@ def mask_weights(scores: TokenScores, masked: np.ndarray, **facts: Any) -> Token
 
 
 def row_weights(scores: TokenScores, weights: np.ndarray, **facts: Any) -> TokenWeights:
-    """The same weight, of ``weights`` ``[R]``, for all tokens of a row; otherwise as :func:`token_weights`."""
-    return token_weights(scores, np.repeat(weights, np.diff(scores.offsets)), **facts)
+    """The same weight, of ``weights`` ``[R]``, for all tokens of a row, which is left out where that is 0.
+
+    Otherwise as :func:`token_weights`.
+    """
+    left_out = frozenset(scores.row_ids[weights == 0].tolist())
+    chosen = token_weights(scores, np.repeat(weights, np.diff(scores.offsets)), rows_left_out=len(left_out), **facts)
+    return replace(chosen, left_out=left_out)
 
 
 def token_weights(

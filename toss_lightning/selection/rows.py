@@ -107,7 +107,7 @@ class TossRows(Selection):
 
 
 def keep_rows(scores: TokenScores, kept: np.ndarray, weights: np.ndarray | None = None, **facts: Any) -> TokenWeights:
-    """Weight 0 for the rows that are not kept, with a report that counts rows too.
+    """Leaves out the rows that are not kept, with a report that counts rows too.
 
     Args:
         scores: the store that was selected from.
