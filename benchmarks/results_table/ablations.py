@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from panels import Panel, Point, draw
-from tables import CLOSED, KEPT, REFUSAL, TASK, Content, measures_of, read, spread, table, unfinished
+from tables import CLOSED, KEPT, MARGIN, REFUSAL, Content, kept, measures_of, read, spread, table, unfinished
 
-TITLE = re.compile(r"(.+), d = ([\d.]+)")
-"""Of a method whose discard ratio is varied."""
+TITLE = re.compile(r"(.+), (?:d = ([\d.]+)|automatic)")
+"""Of a method whose discard ratio is varied, or found by itself."""
 
 
 def page(work: Path, command: str, setup: Sequence[str]) -> str:
@@ -32,35 +32,36 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
         spread(content),
         *unfinished(content),
         "",
-        "Chosen, for each way to select, is the d that is closest to the goal: whose smaller one of gap closed in",
-        f"refusals, as a share of {CLOSED:.0%}, and utility kept, as a share of {KEPT:.0%}, is largest.",
+        "Chosen, for each way to select, is what comes closest to the goal: whose smaller one of gap closed, as a",
+        f"share of {CLOSED:.0%}, and utility kept, as a share of {KEPT:.0%}, is largest. Gap closed is here the mean of",
+        "that in refusals and of that in the margin, since so few prompts tell settings apart too roughly.",
         "",
     ]
     for family, settings in families(content).items():
-        reached = {d: worse for d, name in settings.items() if (worse := standing(content, name)) is not None}
+        reached = {name: worse for name in settings if (worse := standing(content, name)) is not None}
         if reached:
             best = max(reached, key=reached.__getitem__)
-            lines.append(f"- {family}: d = {best:g}, at {reached[best]:.0%} of the goal.")
+            lines.append(f"- {family}: {best.removeprefix(f'{family}, ')}, at {reached[best]:.0%} of the goal.")
     return "\n".join([*lines, ""])
 
 
-def families(content: Content) -> dict[str, dict[float, str]]:
-    """Way to select -> discard ratio -> name of the method."""
-    found: dict[str, dict[float, str]] = {}
+def families(content: Content) -> dict[str, dict[str, float | None]]:
+    """Way to select -> name of the method -> its discard ratio; None where it finds that by itself."""
+    found: dict[str, dict[str, float | None]] = {}
     for name in content["methods"]:
         if match := TITLE.fullmatch(name):
-            found.setdefault(match[1], {})[float(match[2])] = name
+            found.setdefault(match[1], {})[name] = float(match[2]) if match[2] else None
     return found
 
 
 def standing(content: Content, name: str) -> float | None:
     """How much of the goal a method reaches, by the measure in which it is further from it."""
     measures = measures_of(content)
-    closed = measures[REFUSAL]["gap_closed"]["methods"].get(name)
-    kept = measures[TASK]["utility_kept"]["methods"].get(name)
-    if closed is None or kept is None or closed["value"] is None or kept["value"] is None:
+    found = [measures[key]["gap_closed"]["methods"].get(name) for key in (REFUSAL, MARGIN)] + [kept(content, name)]
+    values = [one["value"] for one in found if one is not None and one["value"] is not None]
+    if len(values) < len(found):
         return None
-    return float(min(closed["value"] / CLOSED, kept["value"] / KEPT))
+    return float(min((values[0] + values[1]) / 2 / CLOSED, values[2] / KEPT))
 
 
 def picture(work: Path) -> str:
@@ -75,7 +76,7 @@ def picture(work: Path) -> str:
 
 def _lines(content: Content, measure: Content) -> Iterator[tuple[str, Mapping[float, Point]]]:
     for family, settings in families(content).items():
-        values = {d: measure["models"][name] for d, name in settings.items()}
+        values = {d: measure["models"][name] for name, d in settings.items() if d is not None}
         yield family, {d: Point(one["value"], one["low"], one["high"]) for d, one in values.items()}
 
 

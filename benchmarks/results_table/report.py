@@ -5,13 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_auc_score
-from tables import CLOSED, KEPT, REFUSAL, SHOWN, TASK, Content, called, part, read, run_of, spread, table, unfinished
+from tables import (
+    CLOSED,
+    KEPT,
+    REFUSAL,
+    SHOWN,
+    TASK,
+    Content,
+    called,
+    kept,
+    part,
+    read,
+    run_of,
+    spread,
+    table,
+    unfinished,
+)
 
 from toss_lightning.evaluation.cells import interval, markdown_table
 from toss_lightning.evaluation.statistics import t_interval
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import TokenWeights
+from toss_lightning.selection import ChainSelection, TokenWeights
+from toss_lightning.selection.chain import log_odds
+from toss_lightning.selection.two_state import Chain
 
 SELECTIONS = ("TOSS", "TOSS-Chain", "TOSS-Chain, automatic", "sample-level TOSS")
 """Methods of which it is told which tokens they mask."""
@@ -48,7 +66,7 @@ def short_page(work: Path, command: str, setup: Sequence[str]) -> str:
     lines = []
     for name in [content["base"], *content["methods"]]:
         cells = [interval(one["models"].get(name), one["share"]) for one in shown]
-        cells += [part(measures[REFUSAL]["gap_closed"], name), part(measures[TASK]["utility_kept"], name)]
+        cells += [part(measures[REFUSAL]["gap_closed"]["methods"].get(name)), part(kept(content, name))]
         lines.append([called(content, name), *cells])
     header = ["", SHOWN[REFUSAL], SHOWN[TASK], "gap closed", "utility kept"]
     title = ["# Safe and useful, in short", "", *markdown_table(header, lines), ""]
@@ -85,16 +103,27 @@ def goal(content: Content) -> str:
 
 def score_table(work: Path, seeds: Sequence[int]) -> list[str]:
     """AUROC of token scores and of row means, for the references of each seed."""
-    found: dict[str, list[float]] = {"harmful tokens": [], "AUROC of tokens": [], "AUROC of row means": []}
+    names = ("harmful tokens", "AUROC of TOSS, tokens", "of TOSS, row means", "of TOSS-Chain, tokens")
+    found: dict[str, list[float]] = {name: [] for name in names}
     for seed in seeds:
         scores = TokenScores(work / "references" / f"seed-{seed}" / "scores")
         harmful = np.array([label == "harmful" for label in scores.values("label")])
         of_token, free = np.repeat(harmful, np.diff(scores.offsets)), ~scores.flat("end_of_turn").astype(bool)
         score = scores.score()
-        found["harmful tokens"].append(float(of_token.mean()))
-        found["AUROC of tokens"].append(float(roc_auc_score(of_token[free], score[free])))
-        found["AUROC of row means"].append(float(roc_auc_score(harmful, [row.mean() for row in scores.per_row(score)])))
+        values = [of_token.mean(), roc_auc_score(of_token[free], score[free])]
+        values += [roc_auc_score(harmful, [row.mean() for row in scores.per_row(score)])]
+        values += [roc_auc_score(of_token[free], _chain_odds(scores, free))]
+        for name, value in zip(names, values, strict=True):
+            found[name].append(float(value))
     return markdown_table([*found], [[_mean(values) for values in found.values()]])
+
+
+def _chain_odds(scores: TokenScores, free: np.ndarray) -> np.ndarray:
+    """Log odds of harm of each token that may be masked, by the chain that is fitted by default."""
+    chain = Chain(**ChainSelection(discard=None).select(scores).report["chain"])
+    offsets = np.concatenate([[0], np.cumsum(free)])[scores.offsets]
+    odds: np.ndarray = log_odds(torch.from_numpy(scores.score()[free].astype(np.float64)), offsets, chain).numpy()
+    return odds
 
 
 PLACES = {"1": slice(0, 1), "2 to 5": slice(1, 5), "6 to 20": slice(5, 20), "later": slice(20, None)}
@@ -118,5 +147,8 @@ def place_table(directory: Path, content: Content) -> list[str]:
 
 
 def _mean(values: Sequence[float]) -> str:
+    """Of shares: an interval ends at 0 and at 1."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
     mean = t_interval(values)
-    return f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]" if len(values) > 1 else f"{mean.mean:.3f}"
+    return f"{mean.mean:.3f} [{max(0.0, mean.low):.3f}, {min(1.0, mean.high):.3f}]"

@@ -43,8 +43,8 @@ def table(content: Content, directory: Path) -> list[str]:
     lines = []
     for name in [content["base"], *content["methods"]]:
         cells = [interval(one["models"].get(name), one["share"]) for one in measures.values()]
-        cells += [part(measures[key]["gap_closed"], name) for key in (REFUSAL, MARGIN)]
-        cells += [part(measures[TASK]["utility_kept"], name)]
+        cells += [part(measures[key]["gap_closed"]["methods"].get(name)) for key in (REFUSAL, MARGIN)]
+        cells += [part(kept(content, name))]
         cells += [share(one) for one in masked(directory, name, content["seeds"].get(name, []))]
         lines.append([called(content, name), *cells])
     return markdown_table(header, lines)
@@ -63,9 +63,18 @@ def most_seeds(content: Content) -> int:
     return max(map(len, content["seeds"].values()))
 
 
-def part(facts: Content, name: str) -> str:
+def kept(content: Content, name: str) -> Content | None:
+    """The share of the oracle's gain in task loss that a method has; of one seed without an interval."""
+    measure = measures_of(content)[TASK]
+    if most_seeds(content) > 1 or name in (content["base"], content["oracle"]):
+        found: Content | None = measure["utility_kept"]["methods"].get(name)
+        return found
+    base, oracle, ours = (measure["models"][one]["value"] for one in (content["base"], content["oracle"], name))
+    return {"value": (base - ours) / (base - oracle), "low": None, "high": None}
+
+
+def part(one: Content | None) -> str:
     """A method's share of the gap, or of the utility, with its interval."""
-    one = facts["methods"].get(name)
     if one is None or one["value"] is None:
         return DASH
     if one["low"] is None:
