@@ -33,7 +33,7 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
         *unfinished(content),
         "",
         "Chosen, for each way to select, is what comes closest to the goal: whose smaller one of gap closed, as a",
-        f"share of {CLOSED:.0%}, and utility kept, as a share of {KEPT:.0%}, is largest. Gap closed is here the mean of",
+        f"share of {CLOSED:.0%}, and utility kept, as a share of {KEPT:.0%}, is largest. Gap closed is the mean of",
         "that in refusals and of that in the margin, since so few prompts tell settings apart too roughly.",
         "",
     ]
