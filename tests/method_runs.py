@@ -30,6 +30,7 @@ SCALED = {
     "methods/dualselect": ["--model.correction.warmup=2"],
     "methods/toss_dualselect": ["--model.correction.warmup=2"],
     "methods/sot": ["--loop.selection.steps=20"],
+    "methods/toss_chain_anchor": ["--loop.selection.selection.discard=0.3"],
 }
 """What a method needs so that it does something in 8 optimizer steps on 14 rows."""
 

@@ -192,6 +192,17 @@ METHODS = (
         fidelity="not of a paper",
     ),
     Listed(
+        config="methods/toss_chain_anchor",
+        title="TOSS-Chain + anchor",
+        acts_on="tokens",
+        sets=("utility", "harmful"),
+        references=BOTH,
+        cost="2 trainings, 2 passes, seconds; a forward pass per step",
+        source="a combination, ours",
+        fidelity="not of a paper",
+        described_with="toss_anchor",
+    ),
+    Listed(
         config="methods/mask_first",
         title="mask first tokens",
         acts_on="tokens",

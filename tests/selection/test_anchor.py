@@ -12,6 +12,7 @@ from toss_lightning.scores import TokenScores
 from toss_lightning.selection import GlobalTopFraction, PerRowTopFraction, TokenWeights, row_weights
 from toss_lightning.selection.anchor import Anchored, Everything
 from toss_lightning.selection.base import Selection
+from toss_lightning.selection.chain import ChainSelection
 from toss_lightning.selection.constrained import ConstrainedSft
 from toss_lightning.selection.mask_first import MaskFirst
 
@@ -115,6 +116,14 @@ def test_it_wraps_any_selection_that_decides_before_training(scores: TokenScores
     assert Anchored(MaskFirst(2)).columns == ()
     assert Anchored().columns == ("utility", "degraded")
     assert Everything().columns == ()
+
+
+def test_a_selection_that_finds_nothing_to_mask_by_itself_leaves_nothing_to_anchor(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "clean", [[-3.0] * 6, [-2.0] * 5])
+    chosen = Anchored(ChainSelection(discard=None)).select(scores)
+    assert (chosen.anchor, chosen.report["anchored"], chosen.report["masked"]) == ({}, 0, 0)
+    with pytest.raises(ConfigError, match=r"masked anchors by what is masked, and nothing is: raise"):
+        Anchored(ChainSelection(discard=0.0)).select(scores)
 
 
 def test_anchors_are_written_and_read_back_and_count_in_the_digest(scores: TokenScores, tmp_path: Path) -> None:

@@ -96,13 +96,17 @@ class Anchored(Selection):
     def select(self, scores: TokenScores) -> TokenWeights:
         """Selects as the wrapped selection does, and adds the anchors.
 
+        A selection that finds its share by itself may find nothing to mask, and then nothing is anchored either.
+
         Raises:
-            ConfigError: the wrapped selection masks nothing, so that there is nothing to anchor or to grow from.
+            ConfigError: the wrapped selection was given a share and masks nothing, so that there is nothing to anchor
+                or to grow from.
         """
         chosen = self.selection.select(scores)
         task = chosen.flat()
         masked = task == 0
-        if self.where != "everywhere" and not masked.any():
+        finds_share = getattr(self.selection, "discard", 0.0) is None
+        if self.where != "everywhere" and not masked.any() and not finds_share:
             raise ConfigError(
                 f"loop.selection.where: {self.where} anchors by what is masked, and nothing is: raise"
                 " loop.selection.selection.init_args.discard, or set it to everywhere"
@@ -117,7 +121,7 @@ class Anchored(Selection):
         report = {**chosen.report, "anchored": int(np.count_nonzero(anchor)), "anchor": facts}
         # rows that a wrapped selection leaves out are wanted for their anchors
         report.pop("rows_left_out", None)
-        return replace(chosen, anchor=rows, report=report, left_out=frozenset())
+        return replace(chosen, anchor=rows if anchor.any() else {}, report=report, left_out=frozenset())
 
     def _soft(self, scores: TokenScores, masked: np.ndarray) -> np.ndarray:
         """Shares of the full anchor that grow with the score; ``[tokens]``."""
