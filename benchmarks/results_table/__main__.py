@@ -93,8 +93,8 @@ def toss(arguments: Sequence[str], work: Path, threads: int) -> None:
     subprocess.run(command, cwd=work, env={**os.environ, **settings}, check=True)
 
 
-def report(work: Path, seeds: Sequence[int]) -> None:
-    """Writes the pages and pictures of what has been run."""
+def report(work: Path, seeds: Sequence[int], parts: Sequence[str]) -> None:
+    """Writes the pages and pictures of these parts, of what has been run of them."""
     size = Size()
     setup = [
         "Bundled 135M model, aligned first on refusals, safe replies and plain tasks, then fine-tuned with LoRA on",
@@ -103,14 +103,14 @@ def report(work: Path, seeds: Sequence[int]) -> None:
         f"held-out pairs and {size.task} held-out rows of the task.",
     ]
     command = f"python benchmarks/results_table --data DIR --seeds {' '.join(map(str, seeds))}"
-    if is_made(work, "main"):
+    if "main" in parts and is_made(work, "main"):
         RESULTS.write_text(page(work, seeds, command, setup), encoding="utf-8")
         SHORT.write_text(short_page(work, command, setup), encoding="utf-8")
         shutil.copy(work / "main" / "compare.svg", RESULTS.with_suffix(".svg"))
-    if is_made(work, "ablations"):
+    if "ablations" in parts and is_made(work, "ablations"):
         ABLATIONS.write_text(ablations.page(work, f"{command} --only ablations", setup), encoding="utf-8")
         ABLATIONS.with_suffix(".svg").write_text(ablations.picture(work), encoding="utf-8")
-    if found := dict(by_share(work)):
+    if {"contamination", "risky"} & {*parts} and (found := dict(by_share(work))):
         risky = (read(work / "risky"), work / "risky") if is_made(work, "risky") else None
         other = [
             setup[0],
@@ -159,7 +159,7 @@ def main() -> None:
     for name in comparisons(args.only):
         if not args.report or (work / name).exists():
             toss(["compare", f"{name}.yaml", *options], work, threads)
-    report(work, args.seeds)
+    report(work, args.seeds, args.only)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Lines over a setting, as an SVG: a panel for each measure, with intervals as bars and levels to compare with."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from toss_lightning.svg import COLOURS, DARK, GREY, PALE, head, line, polyline, round_ticks, text, width_of
 
@@ -19,6 +21,11 @@ class Point:
     value: float
     low: float | None = None
     high: float | None = None
+
+    @classmethod
+    def of(cls, one: Mapping[str, Any]) -> "Point":
+        """As `toss compare` gives it; an interval over prompts says nothing of settings that share them."""
+        return cls(one["value"], one["low"], one["high"]) if one["over"] == "seeds" else cls(one["value"])
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,10 @@ def draw(panels: Sequence[Panel], setting: str, said: str) -> str:
 
 
 def _range(panel: Panel) -> tuple[float, float]:
-    """Of the values, and of intervals as far as they do not dwarf them; shares have 0 to 1."""
-    if panel.share:
-        return 0.0, 1.0
+    """Of the values, and of intervals as far as they do not dwarf them; shares begin at 0."""
     values = [*panel.levels.values(), *(point.value for of in panel.lines.values() for point in of.values())]
+    if panel.share:
+        return 0.0, min(1.0, math.ceil(10 * max(values) + 0.5) / 10)
     room = 0.15 * (max(values) - min(values)) or 0.5
     return min(values) - room, max(values) + room
 

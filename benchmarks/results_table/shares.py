@@ -98,7 +98,7 @@ def _line(found: Found, measure: str, method: str) -> Iterator[tuple[float, Poin
     for at, (content, _) in found.items():
         one = measures_of(content)[measure]["models"].get(method)
         if one is not None:
-            yield 100 * at, Point(one["value"], one["low"], one["high"])
+            yield 100 * at, Point.of(one)
 
 
 def _masked(found: Found, method: str) -> Iterator[tuple[float, float]]:
