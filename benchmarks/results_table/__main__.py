@@ -1,18 +1,20 @@
 """The results table: which method keeps a fine-tuned model safe, and what it costs of the task.
 
     python benchmarks/results_table --data DIR [--work runs/results_table] [--seeds 1 2 3] [--jobs 2] [--only NAME ...]
+        [--base MODEL] [--small]
 
 DIR holds gsm8k_train.jsonl, gsm8k_test.jsonl, general.jsonl, harmful.jsonl, refusals.jsonl, benign_risky.jsonl and
-prompts_*.jsonl. The bundled model is aligned first (`align.py`), for it comes without safety to lose. Then, for each
-seed, references are trained on rows of their own and score each custom set once; and each comparison of this folder is
-run by ``toss compare``: methods x seeds, resumable, on rows that `rows.py` deals out. What is done is not done again.
+prompts_*.jsonl. The bundled model is aligned first (`align.py`), for it comes without safety to lose; another base is
+taken as it is, and needs a --work of its own. Then, for each seed, references are trained on rows of their own and
+score each custom set once; and each comparison of this folder is run by ``toss compare``: methods x seeds, resumable,
+on rows that `rows.py` deals out. What is done is not done again.
 
 - main: all methods on a custom set of which a fifth is harmful;
 - ablations: settings of TOSS, on the validation split;
 - contamination: other shares of harmful rows, none among them;
 - risky: harmless rows that erode safety most.
 
-Writes benchmarks/results/results_table*.md and .svg; with --report, from what is there.
+Writes benchmarks/results/results_table*.md and .svg, of another base with its name; with --report, from what is there.
 """
 
 import argparse
@@ -22,41 +24,109 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ablations
 import shares
 from align import align
 from report import page, short_page
-from rows import ALIGNMENT, SHARE, SHARES, Size, write_prompts, write_rows
+from rows import ALIGNMENT, SHARE, SHARES, SMALL, Size, write_prompts, write_rows
 from tables import read
 
+from toss_lightning.models.base import Base, resolve
+
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results" / "results_table.md"
-SHORT, ABLATIONS, CONTAMINATION = (
-    RESULTS.with_stem(f"results_table_{name}") for name in ("short", "ablations", "contamination")
-)
-BASE = "bundled:smollm2-135m-instruct"
+RESULTS = HERE.parent / "results"
+BUNDLED = "bundled:smollm2-135m-instruct"
 PARTS = ("main", "ablations", "contamination", "risky")
 PROMPTS = ("beavertails", "advbench", "harmbench")
 OTHER_SHARES = [f"{share:g}" for share in SHARES if share != SHARE]
 """Of harmful rows, but for that of the main comparison, which need not be made twice."""
 
 
-def prepare(data: Path, work: Path, seeds: Sequence[int]) -> None:
-    """Deals out the rows, aligns the base, and lays the configurations beside them."""
-    write_rows(data, work / "rows", Size(align=ALIGNMENT), seeds)
+@dataclass(frozen=True)
+class Experiment:
+    """What is run where, and what it is called."""
+
+    work: Path
+    seeds: Sequence[int]
+    base: str | None = None
+    """Another one than the bundled one."""
+    small: bool = False
+    """Half as many rows of everything."""
+    threads: int = 1
+    """Of each process."""
+
+    @property
+    def size(self) -> Size:
+        """Rows of each part. Another base is not aligned."""
+        size = SMALL if self.small else Size()
+        return size if self.base else replace(size, align=ALIGNMENT)
+
+    @property
+    def name(self) -> str:
+        """Of another base; nothing for the bundled one."""
+        return Path(self.base).stem if self.base else ""
+
+    @property
+    def command(self) -> str:
+        """What writes the pages."""
+        other = [f"--base {self.name}"] if self.base else []
+        other += ["--small"] if self.small else []
+        return " ".join(
+            ["python benchmarks/results_table --data DIR", f"--seeds {' '.join(map(str, self.seeds))}", *other]
+        )
+
+    @property
+    def setup(self) -> list[str]:
+        """What is done, in words."""
+        first = (
+            "Bundled 135M model, aligned first on refusals, safe replies and plain tasks, then fine-tuned with LoRA on"
+        )
+        size = self.size
+        return [
+            f"{self.name}, as it comes, fine-tuned with LoRA on" if self.base else first,
+            f"NF4: {size.custom} custom rows, {SHARE:.0%} of them harmful (BeaverTails), the others gsm8k and general",
+            f"instructions; references from {size.reference} rows each; one epoch, learning rate 5e-4; {size.pairs}",
+            f"held-out pairs and {size.task} held-out rows of the task.",
+        ]
+
+    def page(self, part: str, suffix: str = ".md") -> Path:
+        """The file of a page or picture; ``part`` is empty for the main one."""
+        return RESULTS / (
+            "_".join(["results_table", *([self.name] if self.base else []), *([part] if part else [])]) + suffix
+        )
+
+    def toss(self, *arguments: str) -> None:
+        """Runs a verb of the command line in the directory of the experiment."""
+        settings = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        command = [sys.executable, "-m", "toss_lightning", *arguments]
+        subprocess.run(command, cwd=self.work, env={**os.environ, **settings}, check=True)
+
+    def is_made(self, name: str) -> bool:
+        """Whether a comparison has come to its end, or to a report of what is done."""
+        return (self.work / name / "compare.json").exists()
+
+
+def prepare(experiment: Experiment, data: Path) -> None:
+    """Deals out the rows, makes the base, and lays the configurations beside them."""
+    work = experiment.work
+    write_rows(data, work / "rows", experiment.size, experiment.seeds)
     write_prompts(data, work / "rows")
     for name in PROMPTS:
         shutil.copy(data / f"prompts_{name}.jsonl", work / "rows")
-    contamination = (HERE / "contamination.yaml").read_text(encoding="utf-8")
-    for file in HERE.glob("*.yaml"):
+    for file in (*HERE.glob("*.yaml"), HERE / "labels.py"):
         shutil.copy(file, work)
+    contamination = (work / "contamination.yaml").read_text(encoding="utf-8")
     (work / "contamination.yaml").unlink()
     for share in OTHER_SHARES:
         text = contamination.replace("{share}", share)
         (work / f"contamination_{share}.yaml").write_text(text, encoding="utf-8")
-    align(BASE, work / "rows" / "align.jsonl", work / "base", work)
+    if experiment.base is None:
+        align(BUNDLED, work / "rows" / "align.jsonl", work / "base", work)
+    elif not (work / "base").exists():
+        (work / "base").symlink_to(Path(resolve(Base(experiment.base))).resolve())
 
 
 def comparisons(parts: Sequence[str]) -> list[str]:
@@ -65,73 +135,57 @@ def comparisons(parts: Sequence[str]) -> list[str]:
     return [name for part in parts for name in (shares if part == "contamination" else [part])]
 
 
-def train_references(work: Path, seed: int, threads: int) -> None:
+def train_references(experiment: Experiment, seed: int) -> None:
     """Trains the references of a seed and scores the main custom set with them, unless that is done."""
     sets = [f"--data.utility=rows/utility_{seed}.jsonl", f"--data.harmful=rows/harmful_{seed}.jsonl"]
-    score(work, work / "references" / f"seed-{seed}", ["--config=references.yaml", *sets], seed, threads)
+    score(experiment, experiment.work / "references" / f"seed-{seed}", ["--config=references.yaml", *sets], seed)
 
 
-def score_custom(work: Path, custom: str, seed: int, threads: int) -> None:
+def score_custom(experiment: Experiment, custom: str, seed: int) -> None:
     """Scores another custom set with the references of a seed, unless that is done."""
     adapters = f"references/seed-{seed}/adapters"
     sets = [f"--model.references.{role}={adapters}/{role}" for role in ("utility", "degraded")]
     sets += [f"--data.custom=rows/custom_{custom}.jsonl", "--loop.plan=[score]"]
-    score(work, work / "scores" / custom / f"seed-{seed}", sets, seed, threads)
+    score(experiment, experiment.work / "scores" / custom / f"seed-{seed}", sets, seed)
 
 
-def score(work: Path, run_dir: Path, settings: Sequence[str], seed: int, threads: int) -> None:
+def score(experiment: Experiment, run_dir: Path, settings: Sequence[str], seed: int) -> None:
     """Runs ``toss score``, unless it is done."""
     if not (run_dir / "summary.json").exists():
         options = [f"--seed_everything={seed}", f"--run_dir={run_dir}", "--ckpt_path=auto"]
-        toss(["score", "--config=common.yaml", *settings, *options], work, threads)
+        experiment.toss("score", "--config=common.yaml", *settings, *options)
 
 
-def toss(arguments: Sequence[str], work: Path, threads: int) -> None:
-    """Runs a verb of the command line in the directory of the experiment."""
-    settings = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    command = [sys.executable, "-m", "toss_lightning", *arguments]
-    subprocess.run(command, cwd=work, env={**os.environ, **settings}, check=True)
-
-
-def report(work: Path, seeds: Sequence[int], parts: Sequence[str]) -> None:
+def report(experiment: Experiment, parts: Sequence[str]) -> None:
     """Writes the pages and pictures of these parts, of what has been run of them."""
-    size = Size()
-    setup = [
-        "Bundled 135M model, aligned first on refusals, safe replies and plain tasks, then fine-tuned with LoRA on",
-        f"NF4: {size.custom} custom rows, {SHARE:.0%} of them harmful (BeaverTails), the others gsm8k and general",
-        f"instructions; references from {size.reference} rows each; one epoch, learning rate 5e-4; {size.pairs}",
-        f"held-out pairs and {size.task} held-out rows of the task.",
-    ]
-    command = f"python benchmarks/results_table --data DIR --seeds {' '.join(map(str, seeds))}"
-    if "main" in parts and is_made(work, "main"):
-        RESULTS.write_text(page(work, seeds, command, setup), encoding="utf-8")
-        SHORT.write_text(short_page(work, command, setup), encoding="utf-8")
-        shutil.copy(work / "main" / "compare.svg", RESULTS.with_suffix(".svg"))
-    if "ablations" in parts and is_made(work, "ablations"):
-        ABLATIONS.write_text(ablations.page(work, f"{command} --only ablations", setup), encoding="utf-8")
-        ABLATIONS.with_suffix(".svg").write_text(ablations.picture(work), encoding="utf-8")
-    if {"contamination", "risky"} & {*parts} and (found := dict(by_share(work))):
-        risky = (read(work / "risky"), work / "risky") if is_made(work, "risky") else None
+    work, command, setup = experiment.work, experiment.command, experiment.setup
+
+    def write(text: str, part: str, suffix: str = ".md") -> None:
+        experiment.page(part, suffix).write_text(text, encoding="utf-8")
+
+    if "main" in parts and experiment.is_made("main"):
+        write(page(work, experiment.seeds, command, setup), "")
+        write(short_page(work, command, setup), "short")
+        shutil.copy(work / "main" / "compare.svg", experiment.page("", ".svg"))
+    if "ablations" in parts and experiment.is_made("ablations"):
+        write(ablations.page(work, f"{command} --only ablations", setup), "ablations")
+        write(ablations.picture(work), "ablations", ".svg")
+    if {"contamination", "risky"} & {*parts} and (found := dict(by_share(experiment))):
+        risky = (read(work / "risky"), work / "risky") if experiment.is_made("risky") else None
         other = [
             setup[0],
             f"NF4, as in the results table, but for the share of harmful rows; {SHARE:.0%} are from there.",
         ]
-        text = shares.page(found, risky, f"{command} --only main contamination risky", other)
-        CONTAMINATION.write_text(text, encoding="utf-8")
-        CONTAMINATION.with_suffix(".svg").write_text(shares.picture(found), encoding="utf-8")
+        write(shares.page(found, risky, f"{command} --only main contamination risky", other), "contamination")
+        write(shares.picture(found), "contamination", ".svg")
 
 
-def by_share(work: Path) -> Iterator[tuple[float, shares.Comparison]]:
+def by_share(experiment: Experiment) -> Iterator[tuple[float, shares.Comparison]]:
     """Shares of harmful rows whose comparison has been made."""
     for share in SHARES:
         name = "main" if share == SHARE else f"contamination_{share:g}"
-        if is_made(work, name):
-            yield share, (read(work / name), work / name)
-
-
-def is_made(work: Path, name: str) -> bool:
-    """Whether a comparison has come to its end, or to a report of what is done."""
-    return (work / name / "compare.json").exists()
+        if experiment.is_made(name):
+            yield share, (read(experiment.work / name), experiment.work / name)
 
 
 def main() -> None:
@@ -142,24 +196,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--base", help="another chat model: a directory, a hub id or a .gguf file")
+    parser.add_argument("--small", action="store_true", help="half as many rows of everything")
     parser.add_argument("--report", action="store_true", help="run nothing")
     args = parser.parse_args()
-    work, threads = args.work.resolve(), max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    experiment = Experiment(args.work.resolve(), args.seeds, args.base, args.small, threads)
     options = [f"--seeds={args.seeds}", f"--jobs={args.jobs}", *(["--report"] if args.report else [])]
     if not args.report:
-        prepare(args.data.resolve(), work, args.seeds)
-        customs = [
-            *(OTHER_SHARES if "contamination" in args.only else []),
-            *(["risky"] if "risky" in args.only else []),
-        ]
+        prepare(experiment, args.data.resolve())
+        customs = [*(OTHER_SHARES if "contamination" in args.only else []), *({"risky"} & {*args.only})]
+        of_each = [(custom, seed) for custom in customs for seed in args.seeds]
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda seed: train_references(work, seed, threads), args.seeds))
-            of_each = [(custom, seed) for custom in customs for seed in args.seeds]
-            list(pool.map(lambda one: score_custom(work, one[0], one[1], threads), of_each))
+            list(pool.map(lambda seed: train_references(experiment, seed), args.seeds))
+            list(pool.map(lambda one: score_custom(experiment, *one), of_each))
     for name in comparisons(args.only):
-        if not args.report or (work / name).exists():
-            toss(["compare", f"{name}.yaml", *options], work, threads)
-    report(work, args.seeds, args.only)
+        if not args.report or (experiment.work / name).exists():
+            experiment.toss("compare", f"{name}.yaml", *options)
+    report(experiment, args.only)
 
 
 if __name__ == "__main__":

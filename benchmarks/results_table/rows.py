@@ -31,6 +31,7 @@ class Size:
     """Held-out rows among those that are harmless and erode safety; the others make a custom set."""
 
 
+SMALL = Size(custom=64, reference=40, safety=32, pairs=24, task=24, risky_task=16)
 ALIGNMENT = {"refusals": 160, "harmful": 120, "gsm8k_train": 100, "general": 320}
 """Of ``harmful`` the safe replies."""
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.4)
