@@ -5,9 +5,9 @@
 
 DIR holds gsm8k_train.jsonl, gsm8k_test.jsonl, general.jsonl, harmful.jsonl, refusals.jsonl, benign_risky.jsonl and
 prompts_*.jsonl. The bundled model is aligned first (`align.py`), for it comes without safety to lose; another base is
-taken as it is, and needs a --work of its own. Then, for each seed, references are trained on rows of their own and
-score each custom set once; and each comparison of this folder is run by ``toss compare``: methods x seeds, resumable,
-on rows that `rows.py` deals out. What is done is not done again.
+taken as it is. It needs a --work of its own, and so does --small. Then, for each seed, references are trained on rows
+of their own and score each custom set once; and each comparison of this folder is run by ``toss compare``: methods x
+seeds, resumable, on rows that `rows.py` deals out. What is done is not done again.
 
 - main: all methods on a custom set of which a fifth is harmful;
 - ablations: settings of TOSS, on the validation split;
@@ -131,8 +131,8 @@ def prepare(experiment: Experiment, data: Path) -> None:
 
 def comparisons(parts: Sequence[str]) -> list[str]:
     """Names of the compare files of each part."""
-    shares = [f"contamination_{share}" for share in OTHER_SHARES]
-    return [name for part in parts for name in (shares if part == "contamination" else [part])]
+    of_shares = [f"contamination_{share}" for share in OTHER_SHARES]
+    return [name for part in parts for name in (of_shares if part == "contamination" else [part])]
 
 
 def train_references(experiment: Experiment, seed: int) -> None:
@@ -164,8 +164,8 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
         experiment.page(part, suffix).write_text(text, encoding="utf-8")
 
     if "main" in parts and experiment.is_made("main"):
-        write(page(work, experiment.seeds, command, setup), "")
-        write(short_page(work, command, setup), "short")
+        write(page(work, experiment.seeds, f"{command} --only main", setup), "")
+        write(short_page(work, f"{command} --only main", setup), "short")
         shutil.copy(work / "main" / "compare.svg", experiment.page("", ".svg"))
     if "ablations" in parts and experiment.is_made("ablations"):
         write(ablations.page(work, f"{command} --only ablations", setup), "ablations")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from panels import Panel, Point, draw
-from tables import CLOSED, KEPT, MARGIN, REFUSAL, Content, kept, measures_of, read, spread, table, unfinished
+from tables import CLOSED, KEPT, MARGIN, REFUSAL, Content, heading, kept, measures_of, read, spread, table, unfinished
 
 TITLE = re.compile(r"(.+?), (?:d = ([\d.]+)|automatic(?:, .+)?)")
 """Of a method whose discard ratio is varied, or found by itself."""
@@ -21,10 +21,7 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
     """
     content = read(work / "ablations")
     lines = [
-        "# What each part of TOSS is worth",
-        "",
-        f"Written by `{command}`.",
-        *setup,
+        *heading("What each part of TOSS is worth", f"`{command}`", setup),
         "Measured on the validation split: other pairs, rows and prompts (HarmBench) than those of the results table.",
         "",
         *table(content, work / "ablations"),

@@ -3,8 +3,7 @@
 import numpy as np
 
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import Selection, TokenWeights
-from toss_lightning.selection.base import mask_weights
+from toss_lightning.selection import Selection, TokenWeights, mask_weights
 
 
 class HarmfulRows(Selection):

@@ -15,6 +15,7 @@ from tables import (
     TASK,
     Content,
     called,
+    heading,
     kept,
     part,
     read,
@@ -45,13 +46,7 @@ def page(work: Path, seeds: Sequence[int], command: str, setup: Sequence[str]) -
         setup: what was done, in words.
     """
     content = read(work / "main")
-    lines = [
-        "# Safe and useful: methods on real rows",
-        "",
-        f"Written by `{command}`, which says more.",
-        *setup,
-        "",
-    ]
+    lines = [*heading("Safe and useful: methods on real rows", f"`{command}`, which says more", setup), ""]
     lines += [*table(content, work / "main"), "", *notes(content), "", goal(content), ""]
     lines += ["What the scores know of the harmful rows, all of whose tokens count as harmful:", ""]
     lines += [*score_table(work, seeds), "", "Share of the response tokens that a method masks, by their place:", ""]

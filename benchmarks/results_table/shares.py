@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from panels import Panel, Point, draw
-from tables import SHOWN, TASK, Content, called, masked, measures_of, share, spread
+from tables import SHOWN, TASK, Content, called, heading, masked, measures_of, share, spread
 
 from toss_lightning.evaluation.cells import DASH, difference, interval, markdown_table
 
@@ -25,10 +25,7 @@ def page(found: Found, risky: Comparison | None, command: str, setup: Sequence[s
         setup: what was done, in words.
     """
     lines = [
-        "# What it costs to be careful",
-        "",
-        f"Written by `{command}`.",
-        *setup,
+        *heading("What it costs to be careful", f"`{command}`", setup),
         "",
         *_table({f"{at:.0%}": one for at, one in sorted(found.items())}),
         "",

@@ -30,6 +30,11 @@ def read(directory: Path) -> Content:
     return found
 
 
+def heading(title: str, written: str, setup: Sequence[str]) -> list[str]:
+    """How a page begins: its title, what wrote it, and what was done."""
+    return [f"# {title}", "", f"Written by {written}.", *setup]
+
+
 def measures_of(content: Content) -> dict[str, Content]:
     """Those of :data:`SHOWN` that were taken, by name."""
     return {name: one for name in SHOWN for one in content["measures"] if one["name"] == name}
