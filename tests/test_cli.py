@@ -247,6 +247,12 @@ def test_null_reaches_a_class_inside_a_class(capsys, given):
     assert found["epochs"] == 3
 
 
+def test_a_run_with_a_null_names_itself_as_any_other(capsys):
+    options = ["--loop.selection.discard=null", "--data.custom=nowhere.jsonl"]
+    told = failed(capsys, "fit", "--config=demo", "--config=methods/toss_chain", *options, code=2)
+    assert told.startswith("nowhere.jsonl: ")
+
+
 def test_null_within_what_an_option_says(capsys):
     wrapped = {"class_path": "ChainSelection", "init_args": {"discard": None, "threshold": 0.25}}
     given = f"--loop.selection.selection={json.dumps(wrapped)}"

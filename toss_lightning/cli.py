@@ -245,8 +245,9 @@ def _run_dir_of(options: Sequence[str]) -> Path:
 
 
 def config_paths(args: Sequence[str]) -> list[Path]:
-    """The configuration files among resolved arguments."""
-    return [Path(arg.removeprefix("--config=")) for arg in args if arg.startswith("--config=")]
+    """The configuration files among resolved arguments, without the texts that stand for options with a null."""
+    values = [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+    return [Path(value) for value in values if not value.startswith("{")]
 
 
 def with_run_dir(args: list[str]) -> list[str]:

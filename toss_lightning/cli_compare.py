@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toss_lightning.compare.comparison import Comparison, WinRate
-from toss_lightning.compare.running import run_all
+from toss_lightning.compare.running import lock, run_all
 from toss_lightning.compare.runs import Run, list_runs, overlays, show_runs
 from toss_lightning.compare.settings import differing, say_differing
 from toss_lightning.compare.spec import KEYS, load_comparison
@@ -72,19 +72,24 @@ def compare(args: Sequence[str]) -> int:
     if comparison.win_rate is not None:
         _check_judge(comparison.win_rate)
     unjudged = None
+    failed: list[str] = []
     try:
-        failed = [] if command.report else run_all(comparison, runs)
-        if comparison.win_rate is not None and not command.report:
-            unjudged = _judge(comparison, runs)
+        if not command.report:
+            with lock(comparison.run_dir) as held:
+                failed = run_all(comparison, runs, held)
+                if comparison.win_rate is not None:
+                    unjudged = _judge(comparison, runs)
     except (KeyboardInterrupt, Stopped) as end:
         print("stopped; the same command goes on", file=sys.stderr)
         return 128 + end.signum if isinstance(end, Stopped) else 130
-    if not failed or any(run.state() == "done" for run in runs):
-        _report(comparison, runs, differ)
-    for problem in failed:
-        print(problem, file=sys.stderr)
-    if failed:
-        print(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
+    try:
+        if not failed or any(run.state() == "done" for run in runs):
+            _report(comparison, runs, differ)
+    finally:
+        for problem in failed:
+            print(problem, file=sys.stderr)
+        if failed:
+            print(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
     if unjudged:
         print(f"{unjudged}; the same command goes on comparing replies", file=sys.stderr)
     return 1 if failed or unjudged else 0

@@ -18,6 +18,7 @@ Writes benchmarks/results/results_table*.md and .svg, of another base with its n
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -41,6 +42,8 @@ RESULTS = HERE.parent / "results"
 BUNDLED = "bundled:smollm2-135m-instruct"
 PARTS = ("main", "ablations", "contamination", "risky")
 PROMPTS = ("beavertails", "advbench", "harmbench")
+STOPPED = 128
+"""An exit code from here on is that of a signal."""
 OTHER_SHARES = [f"{share:g}" for share in SHARES if share != SHARE]
 """Of harmful rows, but for that of the main comparison, which need not be made twice."""
 
@@ -98,11 +101,33 @@ class Experiment:
             "_".join(["results_table", *([self.name] if self.base else []), *([part] if part else [])]) + suffix
         )
 
-    def toss(self, *arguments: str) -> None:
-        """Runs a verb of the command line in the directory of the experiment."""
+    def toss(self, *arguments: str) -> int:
+        """Runs a verb of the command line in the directory of the experiment; returns its exit code.
+
+        Raises:
+            SystemExit: it was told to stop, and so is this.
+        """
         settings = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         command = [sys.executable, "-m", "toss_lightning", *arguments]
-        subprocess.run(command, cwd=self.work, env={**os.environ, **settings}, check=True)
+        code = subprocess.run(command, cwd=self.work, env={**os.environ, **settings}).returncode
+        if code >= STOPPED:
+            raise SystemExit(code)
+        return code
+
+    def claim(self) -> None:
+        """Notes in the directory whose it is.
+
+        Raises:
+            SystemExit: it is another experiment's, whose base, rows and scores would be taken for this one's.
+        """
+        ours, note = {"base": self.base, "small": self.small}, self.work / "experiment.json"
+        theirs = json.loads(note.read_text(encoding="utf-8")) if note.exists() else ours
+        if theirs != ours:
+            raise SystemExit(
+                f"{self.work}: is of an experiment with {theirs}, and this one has {ours}: give another --work"
+            )
+        self.work.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(ours), encoding="utf-8")
 
     def is_made(self, name: str) -> bool:
         """Whether a comparison has come to its end, or to a report of what is done."""
@@ -150,10 +175,15 @@ def score_custom(experiment: Experiment, custom: str, seed: int) -> None:
 
 
 def score(experiment: Experiment, run_dir: Path, settings: Sequence[str], seed: int) -> None:
-    """Runs ``toss score``, unless it is done."""
+    """Runs ``toss score``, unless it is done.
+
+    Raises:
+        SystemExit: it fails, for which it has given the reason.
+    """
     if not (run_dir / "summary.json").exists():
         options = [f"--seed_everything={seed}", f"--run_dir={run_dir}", "--ckpt_path=auto"]
-        experiment.toss("score", "--config=common.yaml", *settings, *options)
+        if experiment.toss("score", "--config=common.yaml", *settings, *options):
+            raise SystemExit(f"{run_dir}: no scores")
 
 
 def report(experiment: Experiment, parts: Sequence[str]) -> None:
@@ -170,14 +200,16 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
     if "ablations" in parts and experiment.is_made("ablations"):
         write(ablations.page(work, f"{command} --only ablations", setup), "ablations")
         write(ablations.picture(work), "ablations", ".svg")
-    if {"contamination", "risky"} & {*parts} and (found := dict(by_share(experiment))):
+    found = dict(by_share(experiment))
+    if {"contamination", "risky"} & {*parts} and (found or experiment.is_made("risky")):
         risky = (read(work / "risky"), work / "risky") if experiment.is_made("risky") else None
         other = [
             setup[0],
             f"NF4, as in the results table, but for the share of harmful rows; {SHARE:.0%} are from there.",
         ]
         write(shares.page(found, risky, f"{command} --only main contamination risky", other), "contamination")
-        write(shares.picture(found), "contamination", ".svg")
+        if found:
+            write(shares.picture(found), "contamination", ".svg")
 
 
 def by_share(experiment: Experiment) -> Iterator[tuple[float, shares.Comparison]]:
@@ -203,6 +235,7 @@ def main() -> None:
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     experiment = Experiment(args.work.resolve(), args.seeds, args.base, args.small, threads)
     options = [f"--seeds={args.seeds}", f"--jobs={args.jobs}", *(["--report"] if args.report else [])]
+    experiment.claim()
     if not args.report:
         prepare(experiment, args.data.resolve())
         customs = [*(OTHER_SHARES if "contamination" in args.only else []), *({"risky"} & {*args.only})]
@@ -210,10 +243,11 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda seed: train_references(experiment, seed), args.seeds))
             list(pool.map(lambda one: score_custom(experiment, *one), of_each))
-    for name in comparisons(args.only):
-        if not args.report or (experiment.work / name).exists():
-            experiment.toss("compare", f"{name}.yaml", *options)
+    names = [name for name in comparisons(args.only) if not args.report or (experiment.work / name).exists()]
+    failed = [name for name in names if experiment.toss("compare", f"{name}.yaml", *options)]
     report(experiment, args.only)
+    if failed:
+        raise SystemExit(f"not complete: {', '.join(failed)}; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -80,4 +80,4 @@ def _lines(content: Content, measure: Content) -> Iterator[tuple[str, Mapping[fl
 def _levels(content: Content, measure: Content) -> dict[str, float]:
     """Of what has no discard ratio: where fine-tuning goes without a method, and where it goes at best."""
     names = (content["baseline"], content["oracle"])
-    return {name: measure["models"][name]["value"] for name in names}
+    return {name: measure["models"][name]["value"] for name in names if name in measure["models"]}

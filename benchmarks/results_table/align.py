@@ -21,7 +21,8 @@ def align(base: str, rows: Path, to: Path, work: Path) -> None:
     The weights that are trained beside and merged into are the same, in float32: merged into 4-bit weights, the
     adapter would be rounded away in part.
     """
-    if (to / "config.json").exists():
+    done = to / "aligned_on.json"
+    if done.exists():
         return
     run_dir = work / "align"
     content = {
@@ -48,4 +49,4 @@ def align(base: str, rows: Path, to: Path, work: Path) -> None:
     merged = PeftModel.from_pretrained(model, str(run_dir / "adapters" / "target")).merge_and_unload()
     merged.save_pretrained(to)
     AutoTokenizer.from_pretrained(path).save_pretrained(to)
-    (to / "aligned_on.json").write_text(json.dumps({"rows": sum(1 for _ in rows.open())}), encoding="utf-8")
+    done.write_text(json.dumps({"rows": sum(1 for _ in rows.open())}), encoding="utf-8")

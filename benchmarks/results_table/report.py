@@ -1,8 +1,7 @@
 """The results table as a page: from what `toss compare` and its runs left, and from nothing else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -83,13 +82,16 @@ def notes(content: Content) -> list[str]:
 def goal(content: Content) -> str:
     """Which methods reach the goal, by their means."""
     measures = {one["name"]: one for one in content["measures"]}
-    closed, kept = measures[REFUSAL]["gap_closed"]["methods"], measures[TASK]["utility_kept"]["methods"]
+    closed = measures[REFUSAL]["gap_closed"]["methods"]
 
-    def at_least(facts: Mapping[str, Any], name: str, least: float) -> bool:
-        value = (facts.get(name) or {}).get("value")
-        return value is not None and value >= least
+    def at_least(one: Content | None, least: float) -> bool:
+        return one is not None and one["value"] is not None and one["value"] >= least
 
-    met = [one for one in content["methods"] if at_least(closed, one, CLOSED) and at_least(kept, one, KEPT)]
+    met = [
+        name
+        for name in content["methods"]
+        if at_least(closed.get(name), CLOSED) and at_least(kept(content, name), KEPT)
+    ]
     return (
         f"Goal, {CLOSED:.0%} of the gap in refusals at {KEPT:.0%} of the oracle's utility, by the means:"
         f" {', '.join(met) or 'no method'}."

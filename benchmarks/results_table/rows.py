@@ -42,7 +42,7 @@ TASK = 0.75
 
 
 def write_rows(data: Path, to: Path, size: Size, seeds: Sequence[int]) -> None:
-    """Deals the rows out into files.
+    """Deals the rows out into files. Those of a seed do not depend on which other seeds are asked for.
 
     Raises:
         SystemExit: the data has too few rows for this size.
@@ -74,7 +74,7 @@ def write_rows(data: Path, to: Path, size: Size, seeds: Sequence[int]) -> None:
     risky = _Deck(data / "benign_risky.jsonl")
     _write(to / "task_risky.jsonl", risky.deal(size.risky_task))
     _write(to / "custom_risky.jsonl", risky.deal(size.custom, at_most=True))
-    for seed in seeds:
+    for seed in range(1, max(seeds) + 1):
         _write(to / f"utility_{seed}.jsonl", benign(size.reference))
         _write(to / f"harmful_{seed}.jsonl", decks["harmful"].deal(size.reference))
 

@@ -24,13 +24,10 @@ def page(found: Found, risky: Comparison | None, command: str, setup: Sequence[s
         command: what wrote this.
         setup: what was done, in words.
     """
-    lines = [
-        *heading("What it costs to be careful", f"`{command}`", setup),
-        "",
-        *_table({f"{at:.0%}": one for at, one in sorted(found.items())}),
-        "",
-        *_notes(next(iter(found.values()))[0]),
-    ]
+    lines = heading("What it costs to be careful", f"`{command}`", setup)
+    if found:
+        lines += ["", *_table({f"{at:.0%}": one for at, one in sorted(found.items())}), ""]
+        lines += _notes(next(iter(found.values()))[0])
     if risky is not None:
         lines += [
             "",
@@ -63,7 +60,7 @@ def _table(found: Mapping[str, Comparison]) -> list[str]:
 def _against_baseline(content: Content, name: str) -> str:
     """The price in task loss, marked where it is beyond noise."""
     for one in measures_of(content)[TASK]["differences"]:
-        if (one["of"], one["against"]) == (name, content["baseline"]):
+        if (one["of"], one["against"]) == (name, content["baseline"]) and "mean" in one:
             sign = " *" if one.get("beyond_noise") else ""
             return difference(one, False) + sign
     return DASH

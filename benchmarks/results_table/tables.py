@@ -74,7 +74,10 @@ def kept(content: Content, name: str) -> Content | None:
     if most_seeds(content) > 1 or name in (content["base"], content["oracle"]):
         found: Content | None = measure["utility_kept"]["methods"].get(name)
         return found
-    base, oracle, ours = (measure["models"][one]["value"] for one in (content["base"], content["oracle"], name))
+    models = measure["models"]
+    if name not in models or content["oracle"] not in models:
+        return None
+    base, oracle, ours = (models[one]["value"] for one in (content["base"], content["oracle"], name))
     return {"value": (base - ours) / (base - oracle), "low": None, "high": None}
 
 
@@ -83,7 +86,8 @@ def part(one: Content | None) -> str:
     if one is None or one["value"] is None:
         return DASH
     if one["low"] is None:
-        return number(one["value"], True)
+        # of one seed there is no interval at all
+        return number(one["value"], True) + (" [unbounded]" if one.get("over") == "seeds" else "")
     return f"{number(one['value'], True)} [{number(one['low'], True)}, {number(one['high'], True)}]"
 
 

@@ -213,14 +213,13 @@ def test_the_front_is_what_no_other_beats(x_better, y_better):
 
 
 def test_axes_by_default_and_by_name():
-    compliance, refusal = plain("harmful compliance", {}), plain("refusal of harmful prompts", {})
+    known = {"A": 0.5}
+    compliance, refusal = plain("harmful compliance", known), plain("refusal of harmful prompts", known)
     compliance |= {"title": "harmful compliance (J)", "is_utility": False}
     refusal |= {"is_utility": False, "screening": True}
-    margin = plain("margin of the safe reply, nats per token", {}) | {"is_utility": False}
-    overlap, task = (
-        plain("ROUGE-L, x", {}) | {"is_utility": True},
-        plain("held-out task loss", {}) | {"is_utility": True},
-    )
+    margin = plain("margin of the safe reply, nats per token", known) | {"is_utility": False}
+    overlap, task = (plain(name, known) | {"is_utility": True} for name in ("ROUGE-L, x", "held-out task loss"))
+    undecided = compliance | {"models": {"A": {"value": None}}}
 
     def names(measures: list[dict[str, Any]], **wanted: str) -> tuple[str | None, ...]:
         axes, _ = choose_axes(measures, wanted)
@@ -230,6 +229,7 @@ def test_axes_by_default_and_by_name():
     assert names([refusal, margin, task]) == ("held-out task loss", "margin of the safe reply, nats per token")
     assert names([refusal, task]) == ("held-out task loss", "refusal of harmful prompts")
     assert names([refusal]) == (None, None)
+    assert names([refusal, undecided, task]) == ("held-out task loss", "refusal of harmful prompts")
     assert names([refusal, compliance, overlap], x="Harmful Compliance (J)") == (
         "harmful compliance",
         "refusal of harmful prompts",
@@ -239,3 +239,23 @@ def test_axes_by_default_and_by_name():
     assert problems == [
         "plot.y: no measure 'refusal of harm', so the usual one is shown; did you mean 'refusal of harmful prompts'?"
     ]
+    axes, problems = choose_axes([refusal, undecided, task], {"y": "harmful compliance"})
+    assert axes == {}
+    assert problems == [
+        "no picture: no model has both held-out task loss and harmful compliance (J); name others with plot"
+    ]
+
+
+def test_a_judge_that_never_decides_costs_the_picture_alone(tmp_path, capsys):
+    path = write_comparison(tmp_path, {"A": None}, seeds=[1], plot={"y": "harmful compliance (J)"})
+    comparison, runs = made(path)
+    asked = measure("harmful compliance", [None, None], [None, None], judge="J")
+    finish(runs["A", 1], [asked, measure("ROUGE-L, x", [0.1, 0.2], [0.2, 0.3], "higher", share=False, set="x")])
+    report_comparison(comparison, list(runs.values()), [])
+    said = capsys.readouterr().out.splitlines()[-2:]
+    assert said == [
+        "no picture: no model has both ROUGE-L, x and harmful compliance (J); name others with plot",
+        f"Numbers and tables are in {comparison.run_dir}: compare.md, .json, .csv, .tex",
+    ]
+    assert not (comparison.run_dir / "compare.svg").exists()
+    assert "| A |" in (comparison.run_dir / "compare.md").read_text()

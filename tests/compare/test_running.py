@@ -14,8 +14,7 @@ import pytest
 from made_runs import finish, made, measure, write_comparison
 
 from toss_lightning.cli import main
-from toss_lightning.compare import running
-from toss_lightning.compare.running import run_all
+from toss_lightning.compare.running import lock, run_all
 from toss_lightning.compare.runs import Run
 from toss_lightning.errors import Stopped, StoreError
 
@@ -28,7 +27,9 @@ def stop(*_):
     (run / "checkpoint").write_text("1")
     print("stopped, with a checkpoint")
     sys.exit(143)
-signal.signal(signal.SIGTERM, stop)
+def finish(*_):
+    (run / "checkpoint").write_text("1")
+signal.signal(signal.SIGTERM, finish if behaviour.get("deaf") else stop)
 with open("calls.txt", "a") as calls:
     gpu, threads = (os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
     calls.write(f"{run.parent.name}/{run.name} {verb} {(run / 'checkpoint').exists()} {gpu} {threads}\\n")
@@ -81,7 +82,8 @@ def states(path: Path) -> dict[str, str]:
 
 def run_it(path: Path) -> list[str]:
     comparison, runs = made(path)
-    return run_all(comparison, list(runs.values()))
+    with lock(comparison.run_dir) as held:
+        return run_all(comparison, list(runs.values()), held)
 
 
 def test_the_real_command_of_each_state(tmp_path):
@@ -182,14 +184,62 @@ def test_a_stopped_comparison_stops_its_runs_and_goes_on(tmp_path, capsys, signu
     assert [call.split()[:3] for call in calls()] == [[f"b/seed-{seed}", "fit", "True"] for seed in (1, 2)]
 
 
+@pytest.mark.usefixtures("fake")
+def test_settings_that_are_edited_while_a_run_goes_on_are_not_taken_for_its_own(tmp_path):
+    path = write_comparison(tmp_path, {"A": None}, seeds=[1])
+    before = (tmp_path / "common.yaml").read_text()
+    behave(a={"seconds": 60})
+
+    def edit() -> None:
+        wait_until((tmp_path / "run/a/seed-1/pid").exists)
+        (tmp_path / "common.yaml").write_text(before.replace("epochs: 1", "epochs: 9"))
+        (tmp_path / "run/a/seed-1/checkpoint").write_text("it may end now")
+
+    editor = threading.Thread(target=edit)
+    editor.start()
+    (problem,) = run_it(path)
+    editor.join()
+    assert problem.startswith("A, seed 1: its settings, or a file that they name, were changed while it ran; ")
+    (tmp_path / "common.yaml").write_text(before)
+    assert states(path) == {"A1": "stale"}
+    behave()
+    assert run_it(path) == []
+    assert states(path) == {"A1": "done"}
+
+
+@pytest.mark.usefixtures("fake")
+def test_numbers_of_other_questions_are_not_taken_for_those_of_now(tmp_path):
+    path = write_comparison(tmp_path, {"A": None}, seeds=[1])
+    run_it(path)
+    other = write_comparison(tmp_path, {"A": None}, seeds=[1], set={"loop.evaluation.batch_size": 3})
+    run = made(other)[1]["A", 1]
+    run.file("training")  # as a run is begun, which then answers and is killed before it is filed
+    write_comparison(tmp_path, {"A": None}, seeds=[1])
+    assert states(path) == {"A1": "test"}
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_run_that_ends_while_the_comparison_is_stopped_is_done(tmp_path):
+    path = write_comparison(tmp_path, METHODS, jobs=2)
+    behave(a={"seconds": 60}, b={"seconds": 60, "deaf": True})
+    timer = threading.Thread(target=interrupt_when, args=(tmp_path / "run/b/seed-1/pid", signal.SIGTERM))
+    timer.start()
+    with pytest.raises(Stopped):
+        run_it(path)
+    timer.join()
+    assert states(path)["A1"] == "resume"
+    assert states(path)["B1"] == "done"
+
+
 KILLED = """
 import pathlib, sys
 from made_runs import made
-from toss_lightning.compare.running import run_all
+from toss_lightning.compare.running import lock, run_all
 from toss_lightning.compare.runs import Run
 Run.command = lambda run: [sys.executable, "fake.py", "fit", str(run.directory)]
 comparison, runs = made(pathlib.Path("compare.yaml"))
-run_all(comparison, list(runs.values()))
+with lock(comparison.run_dir) as held:
+    run_all(comparison, list(runs.values()), held)
 """
 
 
@@ -217,7 +267,7 @@ def test_a_killed_comparison_goes_on_once_its_runs_have_ended(tmp_path):
 def is_free(directory: Path) -> bool:
     """No run holds the lock of a comparison."""
     try:
-        with running._lock(directory):
+        with lock(directory):
             return True
     except StoreError:
         return False
@@ -252,7 +302,7 @@ def test_the_command_says_that_it_goes_on(tmp_path, capsys, monkeypatch):
 @pytest.mark.usefixtures("fake")
 def test_two_comparisons_do_not_share_a_directory(tmp_path):
     path = write_comparison(tmp_path, METHODS)
-    with running._lock(tmp_path / "run"), pytest.raises(StoreError, match="runs of a comparison are going on there"):
+    with lock(tmp_path / "run"), pytest.raises(StoreError, match="runs of a comparison are going on there"):
         run_it(path)
     assert calls() == []
     assert run_it(path) == []

@@ -78,9 +78,10 @@ def scatter(content: Content, x: Content, y: Content) -> str:
     Args:
         content: the comparison, as :func:`toss_lightning.compare.numbers.compare_outcomes` makes it.
         x: the measure that goes to the right.
-        y: the measure that goes upward.
+        y: the measure that goes upward; some model has both.
     """
-    names = [name for name in (content["base"], *content["methods"]) if _has(x, name) and _has(y, name)]
+    both = have_both(x, y)
+    names = [name for name in (content["base"], *content["methods"]) if name in both]
     across = _Axis(x, _spread(x, names), _PLOT.left, _PLOT.right)
     upward = _Axis(y, _spread(y, names), _PLOT.bottom, _PLOT.top)
     points = [_point(name, content, (x, y), (across, upward)) for name in names]
@@ -111,8 +112,10 @@ def pareto_front(values: Sequence[tuple[float, float]], x_better: str, y_better:
     return sorted(kept, key=lambda at: values[at])
 
 
-def _has(measure: Content, name: str) -> bool:
-    return name in measure["models"] and measure["models"][name]["value"] is not None
+def have_both(x: Content, y: Content) -> set[str]:
+    """Models with a value of either measure."""
+    known = [{name for name, model in one["models"].items() if model["value"] is not None} for one in (x, y)]
+    return known[0] & known[1]
 
 
 def _spread(measure: Content, names: Sequence[str]) -> list[float]:

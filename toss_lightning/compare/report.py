@@ -9,7 +9,7 @@ from rich.console import Console
 from toss_lightning.compare.comparison import Comparison
 from toss_lightning.compare.measured import read_outcomes
 from toss_lightning.compare.numbers import compare_outcomes
-from toss_lightning.compare.plot_svg import scatter
+from toss_lightning.compare.plot_svg import have_both, scatter
 from toss_lightning.compare.runs import Run
 from toss_lightning.compare.tables import latex, markdown, show, spreadsheet
 from toss_lightning.compare.win_rate import measure_win_rates
@@ -43,14 +43,18 @@ def report_comparison(comparison: Comparison, runs: Sequence[Run], differ: Seque
     axes, problems = choose_axes(content["measures"], comparison.plot)
     if axes:
         content["plot"] = {axis: one["title"] for axis, one in axes.items()}
-        write_text(home / PICTURE, scatter(content, axes["x"], axes["y"]))
     write_json(home / "compare.json", content)
     write_text(home / "compare.md", markdown(content, PICTURE if axes else None))
     write_text(home / "compare.csv", spreadsheet(content))
     write_text(home / "compare.tex", latex(content))
+    if axes:
+        write_text(home / PICTURE, scatter(content, axes["x"], axes["y"]))
     console = Console(highlight=False)
     show(content, console)
-    for line in (*problems, f"Numbers, tables and a picture are in {home}: compare.md, .json, .csv, .tex, .svg"):
+    left = f"Numbers, tables and a picture are in {home}: compare.md, .json, .csv, .tex, .svg"
+    if not axes:
+        left = f"Numbers and tables are in {home}: compare.md, .json, .csv, .tex"
+    for line in (*problems, left):
         console.print(line, soft_wrap=True, markup=False)
 
 
@@ -60,8 +64,8 @@ def choose_axes(
     """The measures of the picture: those that are named, otherwise utility to the right and safety upward.
 
     Returns:
-        Axis -> measure, empty where there are no two to show; and what is wrong with the names, a line each. A wrong
-        name does not cost the report of runs that took hours.
+        Axis -> measure, empty where there are no two that some model has; and what is wrong with the names, a line
+        each. A wrong name does not cost the report of runs that took hours.
     """
     problems = []
     chosen: dict[str, Mapping[str, Any]] = {}
@@ -77,10 +81,20 @@ def choose_axes(
     utility = [one for one in measures if one["is_utility"]] + _beginning(measures, UTILITY)
     safety = _beginning(measures, SAFETY)
     for axis, candidates in (("x", utility), ("y", safety)):
-        free = [one for one in candidates if one not in chosen.values()]
+        free = [one for one in candidates if one not in chosen.values() and _is_known(one)]
         if axis not in chosen and free:
             chosen[axis] = free[0]
-    return (chosen if len(chosen) == 2 else {}), problems
+    if len(chosen) < 2:
+        return {}, problems
+    if not have_both(chosen["x"], chosen["y"]):
+        titles = [chosen[axis]["title"] for axis in ("x", "y")]
+        return {}, [*problems, f"no picture: no model has both {titles[0]} and {titles[1]}; name others with plot"]
+    return chosen, problems
+
+
+def _is_known(measure: Mapping[str, Any]) -> bool:
+    """Some model has a value of it: a judge may leave every reply undecided."""
+    return any(model["value"] is not None for model in measure["models"].values())
 
 
 def _named(measures: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:

@@ -17,7 +17,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from toss_lightning.compare.comparison import Comparison
-from toss_lightning.compare.runs import Run, environment
+from toss_lightning.compare.runs import Run, environment, is_current
 from toss_lightning.errors import Stopped, StoreError
 from toss_lightning.files import cannot_write
 
@@ -37,14 +37,19 @@ class _Child:
     started: float
 
 
-def run_all(comparison: Comparison, runs: Sequence[Run]) -> list[str]:
+def run_all(comparison: Comparison, runs: Sequence[Run], held: int) -> list[str]:
     """Does what is left, several at once. Whatever ends this early, children are told to write checkpoints and end.
+
+    Args:
+        comparison: what was asked for.
+        runs: all of its runs.
+        held: the lock of its directory, see :func:`lock`.
 
     Returns:
         For each run that failed, what its log ends with.
 
     Raises:
-        StoreError: another comparison is running in the same directory, or the disk refuses.
+        StoreError: the disk refuses.
         Stopped: SIGTERM came.
         KeyboardInterrupt: Ctrl-C was pressed.
     """
@@ -55,28 +60,28 @@ def run_all(comparison: Comparison, runs: Sequence[Run]) -> list[str]:
     children: list[_Child] = []
     done = len(runs) - len(waiting)
     bar = tqdm(total=len(runs), initial=done, desc="runs", unit="run", disable=not sys.stderr.isatty())
-    with _lock(comparison.run_dir) as lock, _Signals() as signals, bar:
+    with _Signals() as signals, bar:
         try:
             while (waiting or children) and not signals.heard:
                 while waiting and len(children) < comparison.jobs:
                     slot = min(set(range(comparison.jobs)) - {child.slot for child in children})
-                    children.append(_start(waiting.pop(0), slot, environment(comparison, slot), lock))
+                    children.append(_start(waiting.pop(0), slot, environment(comparison, slot), held))
                 time.sleep(POLL)
                 for child in [one for one in children if one.process.poll() is not None]:
                     children.remove(child)
-                    problem = _close(child)
+                    problem = _close(comparison, child)
                     failed += [problem] if problem else []
                     took = f"{'FAILED after' if problem else 'done in'} {_duration(time.monotonic() - child.started)}"
                     bar.update()
                     tqdm.write(f"{child.run.title}: {took} ({len(runs) - len(waiting) - len(children)} of {len(runs)})")
                     sys.stdout.flush()
         finally:
-            _end(children, signals)
+            _end(comparison, children, signals)
         signals.raise_heard()
     return failed
 
 
-def _start(run: Run, slot: int, settings: Mapping[str, str], lock: int) -> _Child:
+def _start(run: Run, slot: int, settings: Mapping[str, str], held: int) -> _Child:
     try:
         if run.state() == "stale":
             _set_aside(run)
@@ -87,13 +92,13 @@ def _start(run: Run, slot: int, settings: Mapping[str, str], lock: int) -> _Chil
         with run.log.open("a", encoding="utf-8") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n")
             log.flush()
-            process = _spawn(command, log, {**os.environ, **settings, "PYTHONUNBUFFERED": "1"}, lock)
+            process = _spawn(command, log, {**os.environ, **settings, "PYTHONUNBUFFERED": "1"}, held)
     except OSError as error:
         raise StoreError(cannot_write(run.directory, error)) from error
     return _Child(run, slot, process, time.monotonic())
 
 
-def _spawn(command: Sequence[str], log: IO[str], settings: Mapping[str, str], lock: int) -> "subprocess.Popen[bytes]":
+def _spawn(command: Sequence[str], log: IO[str], settings: Mapping[str, str], held: int) -> "subprocess.Popen[bytes]":
     # in a group of its own, so that Ctrl-C reaches this process alone, which then asks for checkpoints; the lock is
     # inherited, so that it is held as long as any of them runs, even where this process is killed
     return subprocess.Popen(
@@ -103,17 +108,22 @@ def _spawn(command: Sequence[str], log: IO[str], settings: Mapping[str, str], lo
         stderr=subprocess.STDOUT,
         env=settings,
         process_group=0,
-        pass_fds=[lock],
+        pass_fds=[held],
     )
 
 
-def _close(child: _Child) -> str | None:
+def _close(comparison: Comparison, child: _Child) -> str | None:
     """Files that a run has ended well, or says how it failed."""
     run, code = child.run, child.process.returncode
-    if code == 0 and run.summary.exists() and run.evaluation.exists():
+    changed = not is_current(comparison, run)
+    if changed:
+        run.file()  # nobody can say what it was made from
+    elif code == 0 and run.summary.exists() and run.evaluation.exists():
         run.file("training", "evaluation")
         return None
     reason = f"exit code {code}" if code else "it ended without summary.json or evaluation.json"
+    if changed:
+        reason = "its settings, or a file that they name, were changed while it ran"
     return "\n".join([f"{run.title}: {reason}; {run.log} ends in:", *(f"  {line}" for line in _tail(run.log))])
 
 
@@ -159,7 +169,7 @@ class _Signals:
             raise KeyboardInterrupt if self.heard[0] == signal.SIGINT else Stopped(self.heard[0])
 
 
-def _end(children: Sequence[_Child], signals: _Signals) -> None:
+def _end(comparison: Comparison, children: Sequence[_Child], signals: _Signals) -> None:
     """Asks what still runs for a checkpoint, and waits; whoever presses Ctrl-C again does without."""
     if not children:
         return
@@ -170,6 +180,9 @@ def _end(children: Sequence[_Child], signals: _Signals) -> None:
         if len(signals.heard) > asked:
             _tell(children, signal.SIGKILL)
         time.sleep(POLL)
+    for child in children:
+        if child.process.returncode == 0:
+            _close(comparison, child)
 
 
 def _tell(children: Sequence[_Child], signum: int) -> None:
@@ -179,8 +192,12 @@ def _tell(children: Sequence[_Child], signum: int) -> None:
 
 
 @contextmanager
-def _lock(directory: Path) -> Iterator[int]:
-    """Refuses a second comparison in the same directory."""
+def lock(directory: Path) -> Iterator[int]:
+    """Keeps a second comparison out of a directory; gives what its runs are to inherit.
+
+    Raises:
+        StoreError: another one is going on there, or the disk refuses.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT)

@@ -12,6 +12,7 @@ from toss_lightning.cli import ALONE
 from toss_lightning.compare.comparison import Comparison, MethodSpec
 from toss_lightning.compare.settings import Flat, find_plan, fingerprint, flatten
 from toss_lightning.config_files import read_config
+from toss_lightning.errors import ConfigError
 from toss_lightning.files import write_json
 
 State = Literal["done", "test", "resume", "new", "stale"]
@@ -76,9 +77,8 @@ class Run:
         return content if isinstance(content, dict) else {}
 
     def file(self, *parts: str) -> None:
-        """Notes what is in the directory from now on."""
-        kept = {part: value for part, value in self._filed().items() if part in self.made_from}
-        write_json(self.directory / MADE_FROM, kept | {part: self.made_from[part] for part in parts})
+        """Notes what is in the directory from now on, and nothing else: of no part, that its origin is unknown."""
+        write_json(self.directory / MADE_FROM, {part: self.made_from[part] for part in parts})
 
     def command(self) -> list[str]:
         """What does what is left to do."""
@@ -132,6 +132,15 @@ def list_runs(comparison: Comparison) -> list[Run]:
             made_from = fingerprint(of_seed(settings[one.name], seed), plans[one.name], seed)
             runs.append(Run(one.name, seed, directory, log, made_from, arguments))
     return runs
+
+
+def is_current(comparison: Comparison, run: Run) -> bool:
+    """Whether the files that a run was listed from still say what they said then."""
+    try:
+        now = {one.directory: one.made_from for one in list_runs(comparison)}
+    except ConfigError:
+        return False
+    return now.get(run.directory) == run.made_from
 
 
 def _as_option(value: Any) -> str:

@@ -132,9 +132,16 @@ def _is_file(name: str) -> bool:
         return False
 
 
-@cache
 def _digest_of_file(name: str) -> str:
-    with Path(name).expanduser().open("rb") as file:
+    path = Path(name).expanduser()
+    found = path.stat()
+    return _digest_of_version(path, found.st_mtime_ns, found.st_size)
+
+
+@cache
+def _digest_of_version(path: Path, modified: int, size: int) -> str:
+    """Of a large file taken once, as long as it is not written to."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
 
 
