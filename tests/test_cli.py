@@ -249,7 +249,7 @@ def test_null_reaches_a_class_inside_a_class(capsys, given):
 
 def test_a_run_with_a_null_names_itself_as_any_other(capsys):
     options = ["--loop.selection.discard=null", "--data.custom=nowhere.jsonl"]
-    told = failed(capsys, "fit", "--config=demo", "--config=methods/toss_chain", *options, code=2)
+    told = failed(capsys, "fit", "--config=demo", "--config=methods/toss_chain", *options, code=1)
     assert told.startswith("nowhere.jsonl: ")
 
 
