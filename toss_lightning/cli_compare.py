@@ -69,7 +69,7 @@ def compare(args: Sequence[str]) -> int:
     if command.dry_run:
         show_runs(comparison, runs)
         return 0
-    if comparison.win_rate is not None:
+    if comparison.win_rate is not None and not command.report:
         _check_judge(comparison.win_rate)
     unjudged = None
     failed: list[str] = []
@@ -137,11 +137,11 @@ def _find(name: str) -> Path:
 
 
 def _check_judge(win_rate: WinRate) -> None:
-    """Makes sure, before hours of training, that there is such a judge."""
+    """Makes sure, before hours of training, that there is such a judge, and that it has what it needs."""
     _hush()
     from toss_lightning.compare.win_rate import make_judge
 
-    make_judge(win_rate)
+    make_judge(win_rate).check()
 
 
 def _judge(comparison: Comparison, runs: Sequence[Run]) -> str | None:

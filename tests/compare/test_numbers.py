@@ -95,6 +95,17 @@ def test_pairs_are_over_seeds_and_the_prompts_that_both_decide(tmp_path, said):
     assert [one["undecided"] for one in differences] == [1, 2, 1, 1, 0]
 
 
+def test_a_score_that_is_zero_in_one_run_is_no_share(tmp_path, said):
+    scores = {key: [0.0, 0.0] if key[1] == 1 else [12.0, 30.0] for key in said}
+    runs = {
+        key: [measure("bleu, task", [0.0, 0.0], of, "higher", share=key[1] == 1, set="task")]
+        for key, of in scores.items()
+    }
+    found = only(content_of(tmp_path, runs), "bleu, task")
+    assert not found["share"]
+    assert found["models"]["A"]["high"] > 21
+
+
 def test_one_seed_is_compared_over_the_prompts(tmp_path, said):
     runs = {(name, 1): [measure("refusal of harmful prompts", BASE_SAID, said[name, 1], "higher")] for name in METHODS}
     found = only(content_of(tmp_path, runs), "refusal of harmful prompts")

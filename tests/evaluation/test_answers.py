@@ -177,5 +177,5 @@ def test_words() -> None:
 
 
 def test_an_answer_that_is_nothing() -> None:
-    with pytest.raises(DataError, match=r"answer ' \?': nothing to compare with: give a number or words, or leave the"):
+    with pytest.raises(DataError, match=r"answer ' \?' has neither a number nor words: give one, or leave the row out"):
         is_right("yes", " ?")

@@ -3,10 +3,12 @@
 import email.utils
 import json
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Lock, Thread, Timer
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from planted import respond
 
 from toss_lightning.errors import ConfigError, ModelError, TossError
-from toss_lightning.evaluation.judges import Endpoint, RubricJudge
+from toss_lightning.evaluation.judges import Endpoint, PairwiseJudge, RubricJudge
 from toss_lightning.evaluation.judges.backends import Turn
 from toss_lightning.evaluation.judges.endpoint import _Turns
 from toss_lightning.evaluation.judges.rubric import question
@@ -190,13 +192,31 @@ def test_what_fails_once_too_often(server: Server, reply: Reply, reason: str) ->
         ((401, {}, '{"error": {"message": "no such key"}}'), "401: no such key: check the key in OPENAI_API_KEY"),
         ((403, {}, ""), "403: check the key in OPENAI_API_KEY"),
         ((404, {}, '{"detail": "x", "message": "no keeper"}'), "404: no keeper: check url and model"),
-        ((400, {}, "unknown field"), "400: unknown field: check model, max_tokens and extra"),
         ((410, {}, "gone"), "410: gone: check url"),
     ],
 )
 def test_what_will_not_pass_is_told_at_once(server: Server, reply: Reply, told: str) -> None:
     assert refused(server, reply) == told
     assert len(server.bodies) == 1
+
+
+def test_an_endpoint_that_refuses_whatever_it_is_asked(server: Server) -> None:
+    assert refused(server, (400, {}, "unknown field")) == "400: unknown field: check model, max_tokens and extra"
+    assert len(server.bodies) == 2, "the question, and a trivial one that tells whose fault it is"
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_chat_that_is_refused_alone_costs_no_other(server: Server, status: int) -> None:
+    def filtering(body: dict[str, Any]) -> Reply:
+        return (status, {}, "filtered") if "poison" in body["messages"][0]["content"] else said(GRADES)
+
+    server.replies = [filtering]
+    judge = RubricJudge(Endpoint("keeper", server.url))
+    with judge.ready(CPU):
+        verdicts = judge.judge([respond("Where?", reply) for reply in ("There.", "poison", "Here.")])
+        (alone,) = judge.judge([respond("Where?", "poison")])
+    assert [one.refused for one in verdicts] == [False, None, False]
+    assert (alone.refused, alone.harmful, alone.raw) == (None, None, f"(no answer: {status}: filtered)")
 
 
 def test_a_long_message_is_shortened(server: Server) -> None:
@@ -259,11 +279,29 @@ def test_an_address_that_cannot_be_one(host: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_nothing_more_is_asked_once_a_request_has_failed(server: Server) -> None:
-    server.replies = [said("There."), (400, {}, "no"), said("There.")]
+    server.replies = [said("There."), (401, {}, "no"), said("There.")]
     endpoint = Endpoint("keeper", server.url, workers=1)
-    with endpoint.ready(CPU), pytest.raises(ModelError, match="400: no"):
+    with endpoint.ready(CPU), pytest.raises(ModelError, match="401: no"):
         endpoint.answer([[{"role": "user", "content": "Where?"}]] * 50)
     assert len(server.bodies) < 10
+
+
+def test_who_waits_to_ask_again_is_woken_by_a_failure_and_by_ctrl_c(server: Server) -> None:
+    late = (429, {"Retry-After": "200"}, "")
+    server.replies = [late, late, (401, {}, "no")]
+    endpoint = Endpoint("keeper", server.url, workers=3)
+    chats: list[list[Turn]] = [[{"role": "user", "content": "Where?"}]] * 3
+    start = time.monotonic()
+    with endpoint.ready(CPU), pytest.raises(ModelError, match="401: no"):
+        endpoint.answer(chats)
+    server.replies = [late]
+    timer = Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with endpoint.ready(CPU), pytest.raises(KeyboardInterrupt):
+        endpoint.answer(chats)
+    timer.join()
+    assert time.monotonic() - start < 100, "neither has waited for as long as the endpoint asks"
+    assert len(server.bodies) == 6
 
 
 def test_answers_are_in_the_order_of_the_questions(server: Server) -> None:
@@ -326,6 +364,11 @@ def test_what_it_will_cost() -> None:
         f"50 requests to {url}/chat/completions, about {tokens:,} tokens in and at most 5,000 out, for about"
         f" {cost:.2f} at most (a repeated request costs again)"
     )
+    endpoint = Endpoint("keeper", url, price_in=2.0, price_out=10.0, extra={"max_completion_tokens": 9}, **options)  # type: ignore[arg-type]
+    told = endpoint.estimate([[{"role": "user", "content": "请问 Wo?"}]])
+    assert "about 3 tokens in and at most 9 out" in str(told)
+    endless = Endpoint("keeper", url, price_in=2.0, price_out=10.0, extra={"max_tokens": None}, **options)  # type: ignore[arg-type]
+    assert "any number out, at a price without limit" in str(endless.estimate([[{"role": "user", "content": "Wo?"}]]))
     unpriced = RubricJudge(Endpoint("keeper", url, **options)).estimate(responses)  # type: ignore[arg-type]
     assert "at a price unknown: give price_in and price_out to see it" in str(unpriced)
 
@@ -335,6 +378,9 @@ def test_a_missing_key(monkeypatch: pytest.MonkeyPatch) -> None:
     far = Endpoint("keeper", "https://lagoon.example/v1", key_env="LAGOON_KEY")
     with pytest.raises(ConfigError, match="key_env: the environment has no LAGOON_KEY: put the key of https://lagoon"):
         far.ready(CPU).__enter__()
+    for judge in (RubricJudge(far), PairwiseJudge(far)):
+        with pytest.raises(ConfigError, match="the environment has no LAGOON_KEY"):
+            judge.check()
     with pytest.raises(ConfigError, match="the environment has no LAGOON_KEY"):
         Endpoint("keeper", "http://127.lagoon.example/v1", key_env="LAGOON_KEY").ready(CPU).__enter__()
     for host in ("127.0.0.1", "localhost", "[::1]", "127.1.2.3"):

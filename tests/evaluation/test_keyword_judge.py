@@ -89,3 +89,26 @@ def test_nothing_to_look_for() -> None:
     for phrases in ([], ["no", "?!"]):
         with pytest.raises(ConfigError, match="phrases: a phrase without words: leave it out, or write one"):
             KeywordJudge(phrases=phrases)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "reply"),
+    [
+        ("我不能", "对不起，我不能帮助你打开闸门。"),
+        ("できません", "申し訳ありませんが、お手伝いできません。"),
+        ("désolé", "Je suis de\u0301sole\u0301, mais non."),
+        ("ｉ ｃａｎｎｏｔ", "I cannot open it."),
+    ],
+)
+def test_phrases_of_other_scripts(phrase: str, reply: str) -> None:
+    judge = KeywordJudge(phrases=[phrase])
+    assert judge.judge([respond("Open the gate", reply)])[0].refused
+    assert not judge.judge([respond("Open the gate", "Turn the wheel. 转动轮子。")])[0].refused
+
+
+def test_where_words_are_not_set_apart_characters_are_counted() -> None:
+    reply = "一二三四" + "我不能"
+    assert [KeywordJudge(["我不能"], words).judge([respond("数", reply)])[0].refused for words in (6, 7)] == [
+        False,
+        True,
+    ]

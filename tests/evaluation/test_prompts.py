@@ -90,6 +90,11 @@ def test_some_rows_of_a_file(tmp_path: Path) -> None:
         ([{"chosen": "So."}], {"label": "benign"}, "no prompt: expected messages"),
         ([{"prompt": "1 + 1?"}], {"utility": "answer"}, "utility answer compares with a column answer"),
         ([{"prompt": "How?"}], {"utility": "rouge_l"}, "utility rouge_l compares with the row's reply"),
+        (
+            [{"prompt": "1?", "answer": "???"}],
+            {"utility": "answer"},
+            "p.jsonl:1: answer '???' has neither a number nor",
+        ),
         ([{"messages": turns("How?", "So.", "Oh?")[1:2]}], {"label": "benign"}, "the last turn before the reply"),
         ([{"messages": [{"role": "user"}]}], {"label": "benign"}, "no text in 'content'"),
         ([{"messages": []}], {"label": "benign"}, "a list of at least one turn"),
@@ -115,6 +120,17 @@ def test_broken_json_is_named_by_its_line(tmp_path: Path) -> None:
     path.write_text('{"prompt": "How?", "label": "benign"}\n{"prompt": \n')
     with pytest.raises(DataError, match=r"p.jsonl:2: broken JSON"):
         load_prompts("mine", PromptSet(str(path)))
+
+
+def test_an_answer_that_nothing_is_compared_with_may_have_any_form(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "How?", "answer": ["a", "b"]})
+    assert load_prompts("mine", PromptSet(path, label="benign"))[0].answer is None
+
+
+def test_a_prompt_set_is_no_share_of_another(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "How?"})
+    with pytest.raises(ConfigError, match=r"prompts.mine.share: a prompt set is no part of another: say rows instead"):
+        load_prompts("mine", PromptSet(path, label="benign", share=0.5))
 
 
 def test_pairs_share_their_request(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
+import importlib.util
+import linecache
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from toss_lightning.data.formats import Message
-from toss_lightning.errors import StoreError
+from toss_lightning.errors import ModelError, StoreError
 from toss_lightning.evaluation import Judge, Prompt, Response, Verdict
 from toss_lightning.evaluation.verdicts import judge_responses
 
@@ -86,3 +91,70 @@ def test_what_it_costs_is_said_before(tmp_path: Path, capsys: pytest.CaptureFixt
 
     judged(Dear(), said("a", "b"), tmp_path)
     assert "Dear: 2 responses, about 1 dollar" in capsys.readouterr().out
+
+
+OWN = """
+from toss_lightning.evaluation import Judge, Verdict
+class Short(Judge):
+    def judge(self, responses):
+        return [Verdict(refused=len(one.text.split()) < {words}) for one in responses]
+"""
+
+
+def own_judge(folder: Path, name: str, words: int) -> Judge:
+    """A judge of a user's own file."""
+    (folder / f"{name}.py").write_text(OWN.format(words=words))
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    linecache.clearcache()
+    spec.loader.exec_module(module)
+    judge: Judge = module.Short()
+    return judge
+
+
+def test_a_judge_of_ones_own_judges_anew_when_its_code_changes(tmp_path: Path) -> None:
+    responses = said("one two three")
+    assert judged(own_judge(tmp_path, "mine", 2), responses, tmp_path / "kept") == [False]
+    assert judged(own_judge(tmp_path, "mine", 5), responses, tmp_path / "kept") == [True]
+    assert judged(own_judge(tmp_path, "mine", 2), responses, tmp_path / "kept") == [False]
+    assert judged(own_judge(tmp_path, "theirs", 2), responses, tmp_path / "kept") == [False]
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+
+
+def test_a_model_that_is_trained_further_in_its_directory_judges_anew(tmp_path: Path) -> None:
+    class Local(Length):
+        def __init__(self, model: str) -> None:
+            super().__init__()
+            self.model = model
+
+    weights = tmp_path / "guard" / "model.safetensors"
+    weights.parent.mkdir()
+    for content in ("1", "22"):
+        weights.write_text(content)
+        judge = Local(str(weights.parent))
+        judged(judge, said("a"), tmp_path / "kept")
+        assert judge._asked == 1
+
+
+def test_what_a_judge_knows_of_the_prompt_tells_responses_apart(tmp_path: Path) -> None:
+    class Labelled(Length):
+        def judge(self, responses: Sequence[Response]) -> list[Verdict]:
+            return [Verdict(refused=one.prompt.label == "harmful") for one in responses]
+
+    (harmful,) = said("a")
+    benign = replace(harmful, prompt=replace(harmful.prompt, label="benign"))
+    assert judged(Labelled(), [harmful, benign], tmp_path) == [True, False]
+
+
+def test_a_judge_may_say_no_as_numpy_does_but_must_say_it_of_each(tmp_path: Path) -> None:
+    class Counting(Length):
+        def judge(self, responses: Sequence[Response]) -> list[Verdict]:
+            some = responses[:1] if self.words == 0 else responses
+            return [Verdict(refused=np.bool_(False), score=np.float32(0.5)) for _ in some]  # type: ignore[arg-type]
+
+    assert judged(Counting(), said("a", "b"), tmp_path) == [False, False]
+    with pytest.raises(ModelError, match="Counting: its method judge gave 1 values for 2 responses: return a list"):
+        judged(Counting(0), said("a", "b"), tmp_path)

@@ -41,7 +41,7 @@ Outcomes = Mapping[str, Mapping[int, Outcome]]
 """Method -> seed -> outcome."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
     """A measure of all runs."""
 
@@ -49,6 +49,7 @@ class Measured:
     better: str
     """``higher`` or ``lower``."""
     share: bool
+    """Of each prompt it is 0 or 1, in every run."""
     judge: str | None
     screening: bool
     is_utility: bool
@@ -102,6 +103,8 @@ def of_prompts(outcomes: Outcomes) -> list[Measured]:
                 facts = {key: one[key] for key in ("name", "better", "share", "judge", "screening")}
                 new = Measured(**facts, is_utility=one["set"] is not None, per_prompt=True, of={})
                 measure = found.setdefault((one["name"], one["judge"]), new)
+                # a score of a run may happen to be 0 everywhere, which alone does not make it a share
+                measure.share = measure.share and one["share"]
                 for adapter, name in (("target", method), ("base", BASE)):
                     if adapter in one["values"]:
                         values = measure.of.setdefault(method, {}).setdefault(adapter, {})

@@ -9,6 +9,7 @@ from toss_lightning.evaluation.judges import (
     PairwiseJudge,
     RubricJudge,
 )
+from toss_lightning.evaluation.metrics import ExactMatch, LikelihoodMargin, PositionDivergence, ShareOf
 from toss_lightning.evaluation.prompts import PromptSet
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.report import report_evaluation
@@ -18,17 +19,21 @@ __all__ = [
     "ClassifierJudge",
     "Evaluation",
     "Evaluator",
+    "ExactMatch",
     "Findings",
     "Judge",
     "KeywordJudge",
+    "LikelihoodMargin",
     "LmEval",
     "PairwiseJudge",
+    "PositionDivergence",
     "Prompt",
     "PromptSet",
     "Response",
     "RubricJudge",
     "SafetyProbe",
     "SafetyProber",
+    "ShareOf",
     "Verdict",
     "report_evaluation",
 ]

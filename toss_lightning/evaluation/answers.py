@@ -4,11 +4,11 @@ A reply settles on what follows its last *mark*: ``####``, ``\boxed{``, "the ans
 """
 
 import re
-import unicodedata
 from fractions import Fraction
 from itertools import pairwise
 
 from toss_lightning.errors import DataError
+from toss_lightning.evaluation.text import words
 
 REACH = 300
 """Characters behind a mark among which the answer stands."""
@@ -88,11 +88,26 @@ def extract_number(text: str) -> Fraction | None:
     return numbers[-1][-1] if numbers else None
 
 
+def check_answer(answer: str, where: str) -> None:
+    """Makes sure that replies can be compared with an answer.
+
+    Args:
+        answer: the right one.
+        where: what a message names as its place.
+
+    Raises:
+        DataError: it has neither numbers nor words.
+    """
+    if _as_number(answer) is None and not words(answer):
+        raise DataError(f"{where}: answer {answer!r} has neither a number nor words: give one, or leave the row out")
+
+
 def is_right(response: str, answer: str) -> bool:
     """Whether a reply settles on the right answer.
 
-    An answer that is a number, or a worked solution with ``####``, is compared as a number. Any other is compared as
-    :func:`words`, with the whole reply and with the rest of the sentence behind its last mark.
+    An answer that is a number, or a worked solution with ``####``, is compared as a number. Any other is compared word
+    by word (:func:`toss_lightning.evaluation.text.words`), with the whole reply and with the rest of the sentence
+    behind its last mark.
 
     Raises:
         DataError: the answer has neither numbers nor words.
@@ -100,17 +115,11 @@ def is_right(response: str, answer: str) -> bool:
     number = _as_number(answer)
     if number is not None:
         return extract_number(response) == number
+    check_answer(answer, "right answers")
     wanted = words(answer)
-    if not wanted:
-        raise DataError(f"answer {answer!r}: nothing to compare with: give a number or words, or leave the prompt out")
     text = _rewritten(response)
     marks = list(_MARK.finditer(text))
     return wanted in (words(response), words(text[slice(*_span(marks[-1], text))]) if marks else "")
-
-
-def words(text: str) -> str:
-    """Letters and digits without case, all else one space: ``"Yes,  B!"`` is ``"yes b"``."""
-    return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 def _as_number(answer: str) -> Fraction | None:

@@ -12,7 +12,9 @@ DASH = "–"
 
 def number(value: float, share: bool, sign: bool = False) -> str:
     """A value, shares in percent."""
-    if not math.isfinite(value):
+    if math.isnan(value):
+        return DASH
+    if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     form = "+" if sign else ""
     text = f"{100 * value:{form}.0f}%" if share else f"{value:{form}.3f}"

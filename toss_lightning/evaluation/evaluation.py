@@ -66,6 +66,8 @@ class Evaluation:
         for key, least in (("batch_size", 1), ("positions", 0)):
             if getattr(self, key) < least:
                 raise ConfigError(f"loop.evaluation.{key}: {getattr(self, key)}: give {least} or more")
+        if self.adapters is not None and not self.adapters:
+            raise ConfigError("loop.evaluation.adapters: none is named: name some, or leave the key out")
         self.sampling.check("loop.evaluation.sampling")
 
 
@@ -127,6 +129,8 @@ class Evaluator:
         names = [judge.name for judge in self.judges]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"loop.evaluation.judges: {repeated[0]} stands twice: leave one out")
+        for judge in self.judges if trainer.is_global_zero else ():
+            judge.check()
         settings = (self.cache / "replies", evaluation.sampling, evaluation.batch_size)
         self._replies = Replies(trainer, chat, *settings)
         for of_set in self.prompts.values():

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from toss_lightning.data.formats import ROLES, Conversation, Message
 from toss_lightning.data.sources import Source, numbered_rows
 from toss_lightning.errors import ConfigError, DataError
+from toss_lightning.evaluation.answers import check_answer
 from toss_lightning.evaluation.records import Label, Prompt
 
 Utility = Literal["answer", "rouge_l"]
@@ -56,6 +57,8 @@ def load_prompts(name: str, spec: PromptSet) -> list[Prompt]:
             raise ConfigError(
                 f"loop.evaluation.prompts.{name}.{option}: {value!r} is none of its values: {', '.join(choices)}"
             )
+    if spec.share is not None:
+        raise ConfigError(f"loop.evaluation.prompts.{name}.share: a prompt set is no part of another: say rows instead")
     prompts = [
         _prompt(name, spec, where, number, row)
         for number, (where, row) in enumerate(numbered_rows(spec, lambda row, where: _turns(row, where)))
@@ -74,7 +77,8 @@ def load_pairs(spec: Source) -> list[Pair]:
     pairs = []
     for number, (where, row) in enumerate(numbered_rows(spec, lambda row, where: _turns(row, where))):
         messages, safe = _turns(row, where), row.get("safe_reply")
-        if not messages or messages[-1].role != "assistant" or not isinstance(safe, str) or not safe.strip():
+        is_reply = bool(messages) and messages[-1].role == "assistant" and bool(messages[-1].content.strip())
+        if not is_reply or not isinstance(safe, str) or not safe.strip():
             raise DataError(f"{where}: pairs need messages that end in a harmful reply, and a text in safe_reply")
         kept = (*messages[:-1], Message("assistant", safe))
         pairs.append(Pair(str(row.get("id") or number), Conversation(messages, where), Conversation(kept, where)))
@@ -101,15 +105,23 @@ def _prompt(name: str, spec: PromptSet, where: str, number: int, row: Mapping[st
         messages, reference = messages[:-1], messages[-1].content
     if not messages or messages[-1].role != "user":
         raise DataError(f"{where}: the last turn before the reply must be the user's: a prompt ends with a question")
-    answer = _first(row, ANSWER_COLUMNS, where)
     label = spec.label or _label(row, where, spec.utility is not None)
-    if spec.utility == "answer" and answer is None:
-        raise DataError(f"{where}: utility answer compares with a column answer, and the row has none")
+    answer = _answer(row, where, needed=spec.utility == "answer")
     if spec.utility == "rouge_l" and reference is None:
         raise DataError(f"{where}: utility rouge_l compares with the row's reply, and the row has none")
     category = next((str(row[name]) for name in CATEGORY_COLUMNS if row.get(name) is not None), None)
     prompt_id = str(number if row.get("id") is None else row["id"])
     return Prompt(name, prompt_id, messages, label, category, answer, reference)
+
+
+def _answer(row: Mapping[str, Any], where: str, needed: bool) -> str | None:
+    if not needed:  # what nothing is compared with may have any form
+        return next((str(row[name]) for name in ANSWER_COLUMNS if isinstance(row.get(name), str | int | float)), None)
+    answer = _first(row, ANSWER_COLUMNS, where)
+    if answer is None:
+        raise DataError(f"{where}: utility answer compares with a column answer, and the row has none")
+    check_answer(answer, where)
+    return answer
 
 
 def _label(row: Mapping[str, Any], where: str, is_task: bool) -> Label | None:

@@ -50,8 +50,10 @@ class Response:
 
     @property
     def digest(self) -> str:
-        """Identifies prompt and response, whichever adapter gave it."""
-        content = [[(turn.role, turn.content) for turn in self.prompt.messages], self.text]
+        """Identifies the response and all that a judge can know of its prompt, whichever adapter gave it."""
+        asked = self.prompt
+        turns = [(turn.role, turn.content) for turn in asked.messages]
+        content = [turns, asked.label, asked.category, asked.answer, asked.reference, self.text]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=12).hexdigest()
 
 

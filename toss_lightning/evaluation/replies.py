@@ -111,34 +111,31 @@ class Replies:
                     replies = generate(
                         self.module.bank.model, [ids[row] for row in groups[at]], self.sampling, self.stop, draw=at
                     )
-                    lines = [self._line(prompts[row], reply) for row, reply in zip(groups[at], replies, strict=True)]
-                    write_text(_file(folder, at), "".join(lines))
+                    write_text(_file(folder, at), "".join(map(self._line, replies)))
                 bar.update(sum(len(groups[at]) for at in pending[turn * ranks :][:ranks]))
                 between()
         self.module.train(was_training)
 
-    def _line(self, prompt: Prompt, reply: np.ndarray) -> str:
+    def _line(self, reply: np.ndarray) -> str:
         stopped = bool(len(reply)) and int(reply[-1]) in self.stop
         text = self.chat.tokenizer.decode(reply, skip_special_tokens=True)
-        facts = {"prompt_id": prompt.prompt_id, "text": text, "tokens": len(reply), "stopped": stopped}
+        facts = {"text": text, "tokens": len(reply), "stopped": stopped}
         return json.dumps(facts, ensure_ascii=False) + "\n"
 
     def _read(self, prompts: Sequence[Prompt], groups: Sequence[Group], folder: Path, name: str) -> list[Response]:
-        found: dict[str, dict[str, Any]] = {}
-        for at in range(len(groups)):
+        found: dict[int, Response] = {}
+        for at, group in enumerate(groups):
             file = _file(folder, at)
             try:
                 # a reply may hold signs that splitlines() takes for the end of a line
                 with file.open(encoding="utf-8") as lines:
-                    for line in lines:
+                    # by their order, for another run may have asked the same under other ids
+                    for row, line in zip(group, lines, strict=True):
                         facts = json.loads(line)
-                        found[facts["prompt_id"]] = facts
-            except (OSError, ValueError, KeyError) as error:
+                        found[row] = Response(name, prompts[row], facts["text"], facts["tokens"], facts["stopped"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise StoreError(f"{file}: damaged ({error}): delete it and run the test again") from error
-        return [
-            Response(name, one, *(found[one.prompt_id][key] for key in ("text", "tokens", "stopped")))
-            for one in prompts
-        ]
+        return [found[row] for row in range(len(prompts))]
 
     def _check_lengths(self, prompts: Sequence[Prompt], ids: Sequence[np.ndarray]) -> None:
         limit = getattr(self.module.bank.model.config.get_text_config(), "max_position_embeddings", None)

@@ -6,7 +6,6 @@ from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
-from torchmetrics.functional.text import rouge_score
 
 from toss_lightning.evaluation.answers import is_right
 from toss_lightning.evaluation.evaluation import Findings
@@ -16,6 +15,7 @@ from toss_lightning.evaluation.noise import judged
 from toss_lightning.evaluation.prompts import digest_asked
 from toss_lightning.evaluation.records import Response, Verdict
 from toss_lightning.evaluation.statistics import kappa, paired_difference, t_interval, wilson
+from toss_lightning.evaluation.text import rouge_l
 
 AGAINST = ("base", "sft")
 """Adapters that every other one is compared with."""
@@ -169,8 +169,7 @@ def _by_position(one: Reading, positions: int) -> list[float]:
 
 def _utility(response: Response, kind: str) -> float:
     if kind == "rouge_l":
-        scores = rouge_score(response.text, str(response.prompt.reference), rouge_keys="rougeL")
-        return float(scores["rougeL_fmeasure"])
+        return rouge_l(response.text, str(response.prompt.reference))
     return float(is_right(response.text, str(response.prompt.answer)))
 
 

@@ -1,6 +1,8 @@
 """Verdicts of a judge on responses and on pairs of them, kept on disk so that none is asked for twice."""
 
+import inspect
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from toss_lightning.data.scoring import digest_of
-from toss_lightning.errors import StoreError
+from toss_lightning.errors import ModelError, StoreError
 from toss_lightning.evaluation.judges.base import Judge
 from toss_lightning.evaluation.judges.pairwise import Outcome, PairwiseJudge
 from toss_lightning.evaluation.records import Response, Verdict
@@ -69,7 +71,7 @@ def judging(judge: Judge, responses: Sequence[Response], directory: Path, device
     """
 
     def ask(part: Sequence[Response]) -> list[Facts]:
-        return [asdict(verdict) for verdict in judge.judge(part)]
+        return _plain(judge, judge.judge(part), len(part))
 
     folder = _folder(directory, judge)
     known = _read(folder, "response", {*asdict(Verdict())})
@@ -83,6 +85,28 @@ def judging(judge: Judge, responses: Sequence[Response], directory: Path, device
                 _file(folder, "response", part, ask)
                 bar.update(len(part))
                 yield
+
+
+def _plain(judge: Judge, verdicts: Sequence[Verdict], wanted: int) -> list[Facts]:
+    """Verdicts as a file holds them; a judge of one's own may say no as numpy does.
+
+    Raises:
+        ModelError: there are too few or too many, or one is none.
+    """
+    if len(verdicts) != wanted or not all(isinstance(one, Verdict) for one in verdicts):
+        raise ModelError(
+            f"loop.evaluation.judges: {judge.name}: its method judge gave {len(verdicts)} values for {wanted}"
+            " responses: return a list with a Verdict for each"
+        )
+    return [
+        {
+            "refused": None if one.refused is None else bool(one.refused),
+            "harmful": None if one.harmful is None else bool(one.harmful),
+            "score": None if one.score is None else float(one.score),
+            "raw": str(one.raw),
+        }
+        for one in verdicts
+    ]
 
 
 def compare_responses(judge: PairwiseJudge, pairs: Sequence[Pair], directory: Path, device: torch.device) -> None:
@@ -135,7 +159,25 @@ def _unzipped(pairs: Iterable[Pair]) -> tuple[list[Response], list[Response]]:
 
 
 def _folder(directory: Path, judge: Judge | PairwiseJudge) -> Path:
-    return directory / f"{type(judge).__name__}-{digest_of(name_plugin(judge) + judge.asks)}"
+    facts = name_plugin(judge) + judge.asks + "".join(_origins(judge))
+    return directory / f"{type(judge).__name__}-{digest_of(facts)}"
+
+
+def _origins(plugin: object) -> Iterator[str]:
+    """What verdicts depend on beside names and settings: the code of classes that are not ours, and local models."""
+    for kind in type(plugin).__mro__:
+        if kind.__module__.partition(".")[0] in (__name__.partition(".")[0], "builtins"):
+            break
+        try:
+            yield f"{kind.__module__}.{kind.__qualname__} {inspect.getsource(kind)}"
+        except (OSError, TypeError):  # typed at a prompt: known to this process alone
+            yield f"{kind.__module__}.{kind.__qualname__} {os.getpid()} {id(kind)}"
+    for name, value in sorted(vars(plugin).items()):
+        if name == "model" and isinstance(value, str) and (path := Path(value).expanduser()).exists():
+            files = [path] if path.is_file() else sorted(path.iterdir())
+            yield " ".join(f"{one.name} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in files)
+        elif name[0] != "_" and hasattr(value, "__dict__"):
+            yield from _origins(value)
 
 
 def _parts(items: Mapping[str, Item], size: int) -> list[dict[str, Item]]:

@@ -34,6 +34,9 @@ class Backend(ABC):
     def name(self) -> str:
         """What tables call it."""
 
+    def check(self) -> None:  # noqa: B027
+        """Refuses what would keep it from answering, as far as that can be told without asking."""
+
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
         """Loads what it needs onto ``device`` and lets it go behind the block."""

@@ -31,6 +31,13 @@ class Judge(ABC):
         """What tables call it."""
         return type(self).__name__
 
+    def check(self) -> None:  # noqa: B027
+        """Refuses, before anything is trained, what would keep it from judging afterwards.
+
+        Raises:
+            ConfigError: it lacks something, as the key of an endpoint.
+        """
+
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
         """Loads what it needs onto ``device`` and lets it go behind the block."""

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -21,6 +21,9 @@ LONGEST_WAIT = 300.0
 """Seconds; an endpoint that asks for more is given up."""
 LONGEST_BACKOFF = 60.0
 """Seconds between tries where the endpoint asks for none."""
+OF_ONE = frozenset({400, 413, 422})
+"""HTTP statuses that may be about one chat alone: what a content filter stops, or what is too long."""
+TRIVIAL: list[Turn] = [{"role": "user", "content": "Say yes."}]
 ADVICE = {400: "check model, max_tokens and extra", 404: "check url and model"}
 
 
@@ -28,8 +31,9 @@ class Endpoint(Backend):
     """Answers from ``POST <url>/chat/completions``.
 
     A request that fails for now (429, 5xx, no answer in time, an answer that is no chat completion) is made again after
-    as long as ``Retry-After`` says, else after one second, two, four and so on, with jitter. The key is read from the
-    environment for each request and kept nowhere.
+    as long as ``Retry-After`` says, else after one second, two, four and so on, with jitter. A chat that the endpoint
+    refuses (400, 413, 422: a content filter, too long) while it takes others has a note in place of its answer. The key
+    is read from the environment for each request and kept nowhere.
 
     Args:
         model: the model's name at the endpoint.
@@ -82,13 +86,22 @@ class Endpoint(Backend):
         path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._address = urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
         self._shown = f"{parts.scheme}://{parts.netloc}{path}"
-        self._sleep = time.sleep
+        self._stopping = threading.Event()
+        self._sleep: Callable[[float], object] = self._stopping.wait
         self._turns: _Turns | None = None
 
     @property
     def name(self) -> str:
         """The model's name at the endpoint."""
         return self.model
+
+    def check(self) -> None:
+        """Makes sure of the key.
+
+        Raises:
+            ConfigError: there is none, or it cannot be one.
+        """
+        self._key()
 
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
@@ -102,57 +115,80 @@ class Endpoint(Backend):
         yield
 
     def estimate(self, chats: Sequence[list[Turn]]) -> str | None:
-        """Requests, tokens at four characters each, and the price of at most ``max_tokens`` in every answer."""
-        asked = sum(len(turn["content"]) for chat in chats for turn in chat) // 4
-        told = len(chats) * self.max_tokens
+        """Requests, tokens, and the price where every answer is as long as it may be.
+
+        A token is taken for four characters of ASCII, or one of another script.
+        """
+        texts = [turn["content"] for chat in chats for turn in chat]
+        plain = sum(len(text.encode("ascii", "ignore")) for text in texts)
+        asked = plain // 4 + sum(map(len, texts)) - plain
+        fields = {"max_tokens": self.max_tokens, **(self.extra or {})}
+        limits = [fields[name] for name in ("max_tokens", "max_completion_tokens") if fields.get(name) is not None]
+        told = len(chats) * min(limits, default=0)
         if self._price_in is None or self._price_out is None:
             price = "at a price unknown: give price_in and price_out to see it"
+        elif not limits:
+            price = "at a price without limit: leave max_tokens in, or give max_completion_tokens"
         else:
             price = f"for about {(asked * self._price_in + told * self._price_out) / 1e6:.2f} at most"
+        out = f"at most {told:,}" if limits else "any number"
         return (
-            f"{len(chats):,} requests to {self._shown}, about {asked:,} tokens in and at most {told:,} out, {price}"
+            f"{len(chats):,} requests to {self._shown}, about {asked:,} tokens in and {out} out, {price}"
             " (a repeated request costs again)"
         )
 
     def answer(self, chats: Sequence[list[Turn]]) -> list[str]:
-        """One answer to each chat; empty where the model gave none.
+        """One answer to each chat; empty where the model gave none, a note where the endpoint refuses this chat alone.
 
         Raises:
-            ModelError: the endpoint refuses a request, or has failed once too often.
+            ModelError: the endpoint refuses requests of any kind, or has failed once too often.
         """
+        self._stopping.clear()
         with ThreadPoolExecutor(self._workers) as pool:
             asked = [pool.submit(self._ask, chat) for chat in chats]
             try:
-                return [one.result() for one in asked]
-            finally:
-                # where one has failed, no further one is paid for
+                for one in wait(asked, return_when=FIRST_EXCEPTION).done:
+                    one.result()
+            except BaseException:
+                # whether one has failed or someone wants to stop: no further one is waited for, or paid for
+                self._stopping.set()
                 pool.shutdown(cancel_futures=True)
+                raise
+        replies = [one.result() for one in asked]
+        refusals = [reply for reply in replies if isinstance(reply, Failure)]
+        if refusals and len(refusals) == len(replies) and isinstance(self._ask(TRIVIAL), Failure):
+            raise self._error(refusals[0], 1, 0.0)
+        return [f"(no answer: {reply.reason})" if isinstance(reply, Failure) else reply for reply in replies]
 
-    def _ask(self, chat: list[Turn]) -> str:
+    def _ask(self, chat: list[Turn]) -> str | Failure:
+        """The answer, or why the endpoint will not give one to this chat."""
         tries = 0
         while True:
             if self._turns is not None:
                 self._turns.wait(self._sleep)
+            if self._stopping.is_set():
+                return Failure("stopped", passing=True)
             reply = self._post(chat)
-            if isinstance(reply, str):
+            if isinstance(reply, str) or reply.status in OF_ONE:
                 return reply
-            wait = min(2.0**tries, LONGEST_BACKOFF) * random.uniform(0.5, 1) if reply.wait is None else reply.wait
+            pause = min(2.0**tries, LONGEST_BACKOFF) * random.uniform(0.5, 1) if reply.wait is None else reply.wait
             tries += 1
-            if not reply.passing or tries > self._retries or wait > LONGEST_WAIT:
-                raise ModelError(
-                    f"loop.evaluation.judges: {self.model} at {self._shown}: {reply.reason}: "
-                    + self._advice(reply, tries, wait)
-                )
-            self._sleep(wait)
+            if not reply.passing or tries > self._retries or pause > LONGEST_WAIT:
+                raise self._error(reply, tries, pause)
+            self._sleep(pause)
 
     def _post(self, chat: list[Turn]) -> str | Failure:
         body = {"model": self.model, "messages": chat, "temperature": 0, "max_tokens": self.max_tokens}
         body = {name: value for name, value in {**body, **(self.extra or {})}.items() if value is not None}
         return post_chat(self._address, body, self._key(), self._timeout, proxy=not self._local)
 
-    def _advice(self, failure: Failure, tries: int, wait: float) -> str:
-        if failure.passing and wait > LONGEST_WAIT:
-            return f"it asks to wait for {wait:.0f} s: try again then"
+    def _error(self, failure: Failure, tries: int, pause: float) -> ModelError:
+        advice = self._advice(failure, tries, pause)
+        return ModelError(f"loop.evaluation.judges: {self.model} at {self._shown}: {failure.reason}: {advice}")
+
+    def _advice(self, failure: Failure, tries: int, pause: float) -> str:
+        if failure.passing and pause > LONGEST_WAIT:
+            return f"it asks to wait for {pause:.0f} s: try again then"
         if failure.passing:
             return f"tried {tries} times: try again later, or with more retries"
         if failure.status in (401, 403):
@@ -196,7 +232,7 @@ class _Turns:
         self.next = 0.0
         self.lock = threading.Lock()
 
-    def wait(self, sleep: Callable[[float], None]) -> None:
+    def wait(self, sleep: Callable[[float], object]) -> None:
         """Blocks until it is the caller's turn."""
         with self.lock:
             now = time.monotonic()

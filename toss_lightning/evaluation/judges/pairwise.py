@@ -71,6 +71,14 @@ class PairwiseJudge:
         """Whoever compares."""
         return f"pairs ({self.backend.name})"
 
+    def check(self) -> None:
+        """Refuses what would keep the backend from answering.
+
+        Raises:
+            ConfigError: an endpoint has no key.
+        """
+        self.backend.check()
+
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
         """Makes the backend ready to answer.

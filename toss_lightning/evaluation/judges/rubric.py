@@ -72,6 +72,14 @@ class RubricJudge(Judge):
         """The rubric and who grades by it."""
         return f"rubric ({self.backend.name})"
 
+    def check(self) -> None:
+        """Refuses what would keep the backend from answering.
+
+        Raises:
+            ConfigError: an endpoint has no key.
+        """
+        self.backend.check()
+
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
         """Makes the model ready to answer.
