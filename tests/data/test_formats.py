@@ -76,11 +76,22 @@ def test_alpaca_with_input_puts_it_below_the_instruction():
             {"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]},
             [("user", "h"), ("assistant", "g")],
         ),
+        (
+            {"messages": [{"role": "user", "content": "h"}, {"role": "assistant", "content": "g"}]},
+            [("user", "h"), ("assistant", "g")],
+        ),
     ],
 )
 def test_a_system_column_becomes_the_first_turn_unless_it_is_empty(row, rest):
     assert turns({**row, "system": "Be brief."}) == [("system", "Be brief."), *rest]
+    assert turns({**row, "system_prompt": "Be brief."}) == [("system", "Be brief."), *rest]
     assert turns({**row, "system": ""}) == turns({**row, "system": None}) == rest
+
+
+def test_a_system_turn_stands_before_a_system_column():
+    said = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+    assert turns({"messages": said, "system": "Be brief."})[0] == ("system", "system")
+    assert turns({"messages": said, "system": "Be brief."})[1][0] == "user"
 
 
 # --- sharegpt and messages ----------------------------------------------------------------------------------------

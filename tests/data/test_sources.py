@@ -89,6 +89,31 @@ def test_csv_cells_are_text_as_they_are_written(tmp_path):
     assert [c.label for c in loaded.conversations.values()] == [None, "x", "y", "z"]
 
 
+@pytest.mark.parametrize("write", [write_jsonl, write_json])
+def test_replies_that_look_like_dates_are_text(tmp_path, write):
+    rows = [{"prompt": "When?", "completion": said, "label": "2024-01-05"} for said in ("2024-01-01", "1999-12-31")]
+    loaded = load_set(write(tmp_path / "rows.json", rows))
+    assert replies(loaded) == ["2024-01-01", "1999-12-31"]
+    assert loaded.conversations[0].label == "2024-01-05"
+    turns = [{"role": "user", "content": "2024-01-01"}, {"role": "assistant", "content": "2024-01-01T10:00:00Z"}]
+    rows = [{"messages": turns}, {"messages": turns, "source": "clock"}]
+    assert replies(load_set(write(tmp_path / "turns.json", rows))) == ["2024-01-01T10:00:00Z"] * 2
+
+
+def test_csv_rows_with_more_cells_than_the_header_are_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,completion\n"a\nb",c\nWhat is 2+2?,It is 4, of course\n')
+    assert refusal(str(path)) == (
+        f"{path}:4: 3 cells, but the header names 2: put cells that hold commas in quotation marks"
+    )
+
+
+def test_csv_as_pandas_writes_it_with_its_index(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(",prompt,completion\n0,question 0,answer 0\n1,question 1," + "long " * 40_000 + "\n")
+    assert replies(load_set(str(path))) == ["answer 0", "long " * 40_000]
+
+
 def test_chat_rows_with_and_without_a_system_turn_in_one_file(tmp_path):
     chat = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
     rows = [{"messages": chat, "label": "x"}, {"messages": [{"role": "system", "content": "s"}, *chat]}]

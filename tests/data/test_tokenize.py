@@ -580,3 +580,8 @@ def test_a_template_that_renders_no_prompt():
         Shape("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}", byte_level, "</s>")
     )
     assert refusal(fast, ONE) == "the chat template renders no prompt before the reply"
+
+
+def test_a_template_that_rewrites_the_reply_itself_says_so():
+    message = refusal(built(THINKING), talk("How are you?", "<think>reason</think>answer"))
+    assert message.startswith("the chat template changes the text of the reply, as some do around <think>")

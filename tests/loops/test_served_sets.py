@@ -49,6 +49,15 @@ def test_a_set_of_a_later_stage(tiny_model: str, tiny_sets: Any, tmp_path: Path)
     assert not (tmp_path / "run" / "adapters").exists()
 
 
+def test_a_row_that_the_model_cannot_read(tiny_model: str, tiny_sets: Any, tmp_path: Path) -> None:
+    long = write_rows(tmp_path / "custom.jsonl", [*some_pairs(2), ("w1", " ".join(WORDS[:50] * 6))])
+    data = {"max_tokens": 1000, "max_length": 1000}
+    with pytest.raises(
+        ConfigError, match=r"^data\.custom: row 2 has \d+ tokens, and the model reads 256: lower data\.max"
+    ):
+        tiny_fit(tiny_model, {**tiny_sets, "custom": long}, tmp_path / "run", plan=["target"], data=data)
+
+
 def test_a_set_that_nothing_serves_may_be_long(tiny_model: str, sets: Any, tmp_path: Path) -> None:
     tiny_fit(tiny_model, sets, tmp_path / "run", plan=["target"])
     assert (tmp_path / "run" / "adapters" / "target").is_dir()

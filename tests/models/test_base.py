@@ -22,7 +22,7 @@ from transformers import (
 from toss_lightning.errors import ModelError
 from toss_lightning.models import AdapterBank, Base, Lora
 from toss_lightning.models.adapters import BASE
-from toss_lightning.models.base import base_fingerprint, compute_dtype, load_base, load_tokenizer
+from toss_lightning.models.base import base_fingerprint, compute_dtype, load_base, load_tokenizer, stored_digest
 from toss_lightning.models.divergence import base_divergence
 from toss_lightning.models.losses import OutputHead, response_hidden, token_losses
 
@@ -72,9 +72,33 @@ def test_int8_loads(model_64: str) -> None:
 def test_the_fingerprint_knows_the_base_whatever_it_is_quantised_to(model_64: str, tmp_path: Path) -> None:
     loaded = [load_base(Base(model_64, quantization=kind), CPU) for kind in ("nf4", "int8", "none")]
     half = load_base(Base(model_64, quantization="none", dtype="bfloat16"), CPU)
-    assert len({base_fingerprint(model) for model in (*loaded, half)}) == 1
-    other = load_base(Base(save_tiny_model(tmp_path, hidden=64, seed=1), quantization="none"), CPU)
-    assert base_fingerprint(other) != base_fingerprint(half)
+    stored = stored_digest(Base(model_64))
+    assert len({base_fingerprint(model, stored) for model in (*loaded, half)}) == 1
+    other = Base(save_tiny_model(tmp_path, hidden=64, seed=1), quantization="none")
+    assert base_fingerprint(load_base(other, CPU), stored_digest(other)) != base_fingerprint(half, stored)
+
+
+def test_the_fingerprint_knows_a_base_that_differs_within_but_not_how_it_is_cut_into_files(
+    model_64: str, tmp_path: Path
+) -> None:
+    model = load_base(Base(model_64, quantization="none"), CPU)
+    model.save_pretrained(tmp_path / "cut", max_shard_size="50KB")
+    assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 1
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight += 1e-3
+    model.save_pretrained(tmp_path / "merged")
+    digests = [stored_digest(Base(str(path))) for path in (model_64, tmp_path / "cut", tmp_path / "merged")]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_weights_in_pickled_files_are_known_too(model_64: str, tmp_path: Path) -> None:
+    weights = load_base(Base(model_64, quantization="none"), CPU).state_dict()
+    for scale in (1.0, 2.0):
+        changed = {name: value * scale for name, value in weights.items()}
+        torch.save(changed | {"number": torch.tensor(3.0)}, tmp_path / "pytorch_model.bin")
+        assert stored_digest(Base(str(tmp_path))) not in ("", stored_digest(Base(model_64)))
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert stored_digest(Base(str(tmp_path))) == ""
 
 
 def test_the_compute_dtype_goes_by_the_device_unless_it_is_named() -> None:

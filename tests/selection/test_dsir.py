@@ -11,7 +11,7 @@ from data_selection import HashedNgramDSIR
 from data_selection.hashed_ngram_dsir import get_ngram_counts, wpt
 from scores_on_disk import make_scores
 
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.scores import ScoreWriter, TokenScores
 from toss_lightning.selection.dsir import Dsir, hashed_ngrams, words_of
 
@@ -183,3 +183,10 @@ def test_a_set_without_words_is_refused(tmp_path: Path) -> None:
     scores = store(tmp_path / "scores", ["bread"], [" ", ""])
     with pytest.raises(ConfigError, match=r"data.utility: no row has a word"):
         Dsir().select(scores)
+
+
+def test_rows_that_are_all_as_likely_are_not_told_apart(tmp_path: Path) -> None:
+    scores = store(tmp_path, ["bread oven"] * 4, ["bread oven"])
+    with pytest.raises(StoreError, match=r"all 4 rows have the same score .*: has data.utility the same texts"):
+        Dsir(0.5, resample=False).select(scores)
+    assert len(kept(Dsir(0.5), scores)) == 2, "a draw needs no difference"

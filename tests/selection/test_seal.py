@@ -122,14 +122,6 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> 
         SelectorTraining(ROWS - 1).load_state(half.state())
 
 
-def test_it_knows_whether_it_learned_anything() -> None:
-    training = SelectorTraining(3)
-    training.update(torch.tensor([], dtype=torch.int64), torch.tensor([]))
-    assert not training.moved()
-    training.update(torch.tensor([1]), torch.tensor([1.0]))
-    assert training.moved()
-
-
 def logits_of(path: Path, logits: list[float]):
     scores = make_scores(path, [[1.0, 0.0]] * len(logits), labels=["harmful", "benign"] * (len(logits) // 2))
     ScoreWriter(path, {}).write_feature("selector", "custom", range(len(logits)), logits, "made for this test")

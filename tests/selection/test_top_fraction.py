@@ -8,7 +8,7 @@ from scores_on_disk import make_scores
 
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import GlobalTopFraction, PerRowTopFraction, TokenWeights
+from toss_lightning.selection import ChainSelection, GlobalTopFraction, PerRowTopFraction, TokenWeights
 
 
 def masked(weights: TokenWeights) -> np.ndarray:
@@ -130,7 +130,7 @@ def test_a_share_of_each_row_that_masks_almost_nothing_is_reported_and_said(tmp_
         assert GlobalTopFraction(0.1).select(scores).report["masked_share"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("kind", [GlobalTopFraction, PerRowTopFraction])
+@pytest.mark.parametrize("kind", [GlobalTopFraction, PerRowTopFraction, ChainSelection])
 def test_scores_that_are_all_equal_are_no_reason_to_mask_some(tmp_path: Path, kind: type) -> None:
     losses = [[1.5, 0.5, 2.0, 9.0], [0.25, 3.0, 1.0, 1.0]]
     scores = make_scores(tmp_path / "scores", losses, losses)

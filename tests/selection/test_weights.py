@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from kills import killed_everywhere, tree
@@ -75,6 +76,27 @@ def test_weights_that_leave_no_token_to_train_on_are_refused(tmp_path: Path) -> 
         nothing.check(nothing.hashes, tmp_path)
     replace(nothing, anchor={0: np.float32([0, 1]), 1: np.float32([0])}).check(nothing.hashes, tmp_path)
     weights_of([0.0, 0.0], [1e-9]).check(nothing.hashes, tmp_path)
+
+
+def test_weights_of_another_program_must_be_one_for_each_token(tmp_path: Path) -> None:
+    weights = weights_of([1.0, 0.5], [1.0])
+    weights.check(weights.hashes, tmp_path, tokens={0: 2, 1: 1})
+    with pytest.raises(StoreError, match="row 1: 1 values of weight for 3 response tokens: give one for each"):
+        weights.check(weights.hashes, tmp_path, tokens={0: 2, 1: 3})
+    for value in (-1.0, np.nan, np.inf):
+        odd = weights_of([1.0, value], [1.0])
+        with pytest.raises(StoreError, match="row 0: a weight is negative or not finite: give 0 or more"):
+            odd.check(odd.hashes, tmp_path)
+
+
+def test_a_file_without_weights_is_named(tmp_path: Path) -> None:
+    weights_of([1.0]).save(tmp_path / "selection")
+    with pa.OSFile(str(tmp_path / "selection" / "weights.arrow"), "wb") as sink:
+        table = pa.table({"row_id": [0], "ids_hash": ["hash 0"]})
+        with pa.ipc.new_stream(sink, table.schema) as file:
+            file.write_table(table)
+    with pytest.raises(StoreError, match=r"weights.arrow: no column weight: run the select stage again"):
+        TokenWeights.load(tmp_path / "selection")
 
 
 def test_what_differs_is_named_where_it_is_known(tmp_path: Path) -> None:

@@ -190,14 +190,15 @@ class TossDataModule(LightningDataModule):
             scored = {part: value for part, value in self.fingerprints().items() if part in ("dataset", "limits")}
         return {**sets, "data.batch_size": str(self.batch_size), "data.mixture": name_plugin(self.mixture), **scored}
 
-    def check_fits(self, names: Collection[str]) -> None:
-        """Refuses rows that no batch can hold, before anything is trained.
+    def check_fits(self, names: Collection[str], context: int | None = None) -> None:
+        """Refuses rows that no batch can hold, or that the model cannot read, before anything is trained.
 
         Args:
             names: sets that will be served.
+            context: how many tokens the model reads at most; None where it does not say.
 
         Raises:
-            ConfigError: a row is longer than ``max_tokens``.
+            ConfigError: a row is longer than ``max_tokens`` or than ``context``.
         """
         for name in sorted(names):
             longest = max(self.sets[name].rows, key=lambda row: len(row.input_ids))
@@ -205,6 +206,11 @@ class TossDataModule(LightningDataModule):
                 raise ConfigError(
                     f"data.{name}: row {longest.row_id} has {len(longest.input_ids)} tokens, and data.max_tokens holds"
                     f" {self.max_tokens}: raise data.max_tokens, or lower data.max_length"
+                )
+            if context is not None and len(longest.input_ids) > context:
+                raise ConfigError(
+                    f"data.{name}: row {longest.row_id} has {len(longest.input_ids)} tokens, and the model reads"
+                    f" {context}: lower data.max_length"
                 )
 
     # --- training and validation ------------------------------------------------------------------------------------

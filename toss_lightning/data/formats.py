@@ -17,6 +17,7 @@ ROLES = {
     "model": "assistant",
 }
 PROMPT_COLUMNS = ("prompt", "question")
+SYSTEM_COLUMNS = ("system", "system_prompt")
 COMPLETION_COLUMNS = ("completion", "response", "answer")
 
 
@@ -80,6 +81,8 @@ def to_conversation(row: Mapping[str, Any], format: Format, where: str, source: 
     if format == "auto":
         format = _fitting({name for name, value in row.items() if value is not None}) or detect_format(row, where)
     messages = tuple(_READERS[format](row, where))
+    if messages and messages[0].role != "system":
+        messages = (*_system(row, where), *messages)
     for message in messages:
         if message.role == "assistant" and not message.content.strip():
             raise DataError(f"{where}: empty reply: fill it in, remove the row, or set data.bad_rows: drop")
@@ -96,19 +99,16 @@ def _messages(row: Mapping[str, Any], where: str) -> Iterable[Message]:
 
 
 def _sharegpt(row: Mapping[str, Any], where: str) -> Iterable[Message]:
-    yield from _system(row, where)
     yield from _turns(_column(row, ("conversations",), where), "from", "value", where)
 
 
 def _alpaca(row: Mapping[str, Any], where: str) -> Iterable[Message]:
-    yield from _system(row, where)
     instruction, extra = _text(_column(row, ("instruction",), where), "instruction", where), row.get("input")
     yield Message("user", f"{instruction}\n\n{_text(extra, 'input', where)}" if extra else instruction)
     yield Message("assistant", _text(_column(row, ("output",), where), "reply", where))
 
 
 def _prompt_completion(row: Mapping[str, Any], where: str) -> Iterable[Message]:
-    yield from _system(row, where)
     for columns, role in ((PROMPT_COLUMNS, "user"), (COMPLETION_COLUMNS, "assistant")):
         value = _column(row, columns, where)
         if isinstance(value, list):
@@ -118,8 +118,11 @@ def _prompt_completion(row: Mapping[str, Any], where: str) -> Iterable[Message]:
 
 
 def _system(row: Mapping[str, Any], where: str) -> Iterable[Message]:
-    if row.get("system"):
-        yield Message("system", _text(row["system"], "system", where))
+    """The system turn of a row that has it in a column of its own."""
+    for name in SYSTEM_COLUMNS:
+        if row.get(name):
+            yield Message("system", _text(row[name], "system", where))
+            return
 
 
 def _turns(turns: Any, role_key: str, text_key: str, where: str) -> Iterable[Message]:

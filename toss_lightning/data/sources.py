@@ -16,6 +16,8 @@ from toss_lightning.data.formats import Conversation, Format, detect_format, to_
 from toss_lightning.errors import DataError, TossError
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+LONGEST_CELL = 2**31 - 1
+"""Characters of a CSV cell; by default Python's reader takes no conversation of more than 131 thousand."""
 SAMPLES = Path(__file__).parent / "samples"
 
 
@@ -157,7 +159,8 @@ def _read_file(path: Path, source: Source, check: RowCheck) -> datasets.Dataset:
     try:
         options = _text_columns(path) if reader == "csv" else {}
         # load_dataset would tell the hub about every file that it reads, and wait where there is no network
-        return getattr(datasets.Dataset, f"from_{reader}")(str(path), **options)
+        table = getattr(datasets.Dataset, f"from_{reader}")(str(path), **options)
+        return _read_as_written(path) if reader == "json" and _has_times(table.features) else table
     except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
         if reader == "json":
             _find_bad_line(path, source, check)
@@ -169,11 +172,41 @@ def _read_file(path: Path, source: Source, check: RowCheck) -> datasets.Dataset:
 
 
 def _text_columns(path: Path) -> dict[str, Any]:
-    """Options that read a CSV file as it is written: `42` and `None` are text, and only an empty cell is null."""
+    """Options that read a CSV file as it is written: `42` and `None` are text, and only an empty cell is null.
+
+    Raises:
+        DataError: a row has more cells than the header, which pandas would move to other columns or cut.
+    """
+    csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
-    columns = datasets.Features({name: datasets.Value("string") for name in header})
-    return {"features": columns, "keep_default_na": False, "na_values": [""]}
+        rows = csv.reader(file)
+        header = next(rows, [])
+        for row in rows:
+            if len(row) > len(header):
+                raise DataError(
+                    f"{path}:{rows.line_num}: {len(row)} cells, but the header names {len(header)}: put cells that hold"
+                    " commas in quotation marks"
+                )
+    # pandas' own name for the column that its to_csv writes without one
+    columns = {name or f"Unnamed: {at}": datasets.Value("string") for at, name in enumerate(header)}
+    return {"features": datasets.Features(columns), "keep_default_na": False, "na_values": [""], "index_col": False}
+
+
+def _has_times(feature: Any) -> bool:
+    """Whether some value was taken for a date or a time, as pyarrow takes text that looks like one."""
+    if isinstance(feature, Mapping):
+        return any(map(_has_times, feature.values()))
+    if isinstance(feature, datasets.Value):
+        return feature.dtype.startswith(("timestamp", "date", "time"))
+    return hasattr(feature, "feature") and _has_times(feature.feature)
+
+
+def _read_as_written(path: Path) -> datasets.Dataset:
+    """A JSON file in which text is text."""
+    text = path.read_text(encoding="utf-8-sig")
+    rows = [row for _, row in (_parsed_array if text.lstrip().startswith("[") else _parsed_lines)(path, text)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
 
 
 def _find_bad_line(path: Path, source: Source, check: RowCheck) -> None:

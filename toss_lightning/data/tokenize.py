@@ -201,6 +201,12 @@ class ChatTokenizer:
             or not text[:last].startswith(marked[:reply_end])
             or reply.lstrip() not in text[len(before) : reply_end]
         ):
+            if turn + 1 == len(messages):
+                raise _CannotSpan(
+                    "the chat template changes the text of the reply, as some do around <think>, so its reply cannot be"
+                    " found: write the reply as the template does, or give a template with {% generation %} marks in"
+                    " data.chat_template"
+                )
             raise _CannotSpan(
                 f"the chat template renders turn {turn + 1} differently once other turns follow, so its reply cannot be"
                 " found: set data.train_on: last, or give a template with {% generation %} marks in data.chat_template"

@@ -1,7 +1,8 @@
 """Evaluation: every adapter replies to every prompt once, and then any number of judges read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from toss_lightning.evaluation.replies import Replies
 from toss_lightning.evaluation.verdicts import judging, known_verdicts
 from toss_lightning.models.adapters import BASE, SLOT
 from toss_lightning.models.generation import Sampling
+from toss_lightning.ranks import on_first_rank
 
 ADAPTERS = ("sft", "target")
 """Adapters of a run that are evaluated beside the base where none is named."""
@@ -129,8 +131,7 @@ class Evaluator:
         names = [judge.name for judge in self.judges]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"loop.evaluation.judges: {repeated[0]} stands twice: leave one out")
-        for judge in self.judges if trainer.is_global_zero else ():
-            judge.check()
+        on_first_rank(trainer, self._check_judges)
         settings = (self.cache / "replies", evaluation.sampling, evaluation.batch_size)
         self._replies = Replies(trainer, chat, *settings)
         for of_set in self.prompts.values():
@@ -142,6 +143,10 @@ class Evaluator:
         for of_kind in self._rows.values():
             check_lengths(of_kind, max_tokens, "loop.evaluation.pairs")
         self._readings = Readings(trainer, chat, self.cache / "likelihood", max_tokens, bool(evaluation.positions))
+
+    def _check_judges(self) -> None:
+        for judge in self.judges:
+            judge.check()
 
     @property
     def directory(self) -> Path:
@@ -223,11 +228,11 @@ class Evaluator:
         """What each judge says; known on the first rank alone, where judges read."""
         found: dict[str, dict[str, list[Verdict]]] = {}
         judged = [one for of_adapter in responses.values() for one in of_adapter if one.prompt.label is not None]
-        strategy, directory = self.trainer.strategy, self.cache / "verdicts"
+        device, directory = self.trainer.strategy.root_device, self.cache / "verdicts"
         for judge in self.judges if judged else ():
-            work = judging(judge, judged, directory, strategy.root_device) if self.trainer.is_global_zero else iter(())
+            work = judging(judge, judged, directory, device)
             # the others hear of every part, for who waits too long in one place is taken for dead
-            while strategy.broadcast(next(work, DONE) is not DONE):
+            while on_first_rank(self.trainer, partial(_goes_on, work)):
                 between()
             if self.trainer.is_global_zero:
                 verdicts = iter(known_verdicts(judge, judged, directory))
@@ -236,3 +241,8 @@ class Evaluator:
                     for name, of_adapter in responses.items()
                 }
         return found
+
+
+def _goes_on(work: Iterator[None]) -> bool:
+    """Does the next part of some work; whether there was one."""
+    return next(work, DONE) is not DONE

@@ -14,6 +14,7 @@ from toss_lightning.models.adapters import SLOT
 from toss_lightning.models.module import REFERENCES
 from toss_lightning.models.objective import Bilevel, Objective
 from toss_lightning.progress import say
+from toss_lightning.ranks import on_first_rank
 from toss_lightning.report.cards import model_card
 from toss_lightning.report.summary import method_of, stage_name
 from toss_lightning.scores import TokenScores
@@ -197,9 +198,9 @@ class TossLoop(TossPlan):
     def select(self) -> None:
         """Selects from the scores that are there; needs no model."""
         path = self.run_dir / "selection"
-        if self.trainer.is_global_zero:
-            self.selection.select(TokenScores(self._store, self.scores_round)).save(path)
-        self.trainer.strategy.barrier("selection written")
+        on_first_rank(
+            self.trainer, lambda: self.selection.select(TokenScores(self._store, self.scores_round)).save(path)
+        )
         selected = TokenWeights.load(path)
         self._selected, self.summary.selection = selected.digest(), selected.report
         self.summary.say_selected()
@@ -211,9 +212,7 @@ class TossLoop(TossPlan):
         benign = sets["utility_val"].rows if "utility_val" in sets else []
         made = self.adapters_made(self.plan)
         findings = evaluator.find(benign, made, self._stop_if_told)
-        if self.trainer.is_global_zero:
-            if self._only_tests:
-                self.summary.method = method_of(self.run_dir)
-            names = {name: stage_name(self.summary, name) for name in evaluator.adapters(made)}
-            report_evaluation(findings, evaluator, names)
-        self.trainer.strategy.barrier("evaluation written")
+        if self._only_tests:
+            self.summary.method = method_of(self.run_dir)
+        names = {name: stage_name(self.summary, name) for name in evaluator.adapters(made)}
+        on_first_rank(self.trainer, lambda: report_evaluation(findings, evaluator, names))

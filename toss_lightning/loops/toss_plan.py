@@ -133,7 +133,7 @@ class TossPlan(PlanLoop):
             if self.watch is not None:
                 self.watch.prepare(self.trainer, self.datamodule.chat, self.datamodule.max_tokens, self.written)
             self._check_given()
-            self.datamodule.check_fits(self._served(plan))
+            self.datamodule.check_fits(self._served(plan), self.module.context)
         if self.trainer.is_global_zero:
             restore_directory(self.run_dir / "selection")
             for directory in (self.run_dir, self.run_dir / "adapters", self.run_dir / "promoted"):
@@ -192,8 +192,9 @@ class TossPlan(PlanLoop):
 
     def _load_selection(self) -> TokenWeights:
         weights = TokenWeights.load(self._selection_path)
-        custom = self.datamodule.sets["custom"].hashes()
-        weights.check(custom, self._selection_path, self.datamodule.fingerprints())
+        custom = self.datamodule.sets["custom"]
+        tokens = {row.row_id: len(row.response_positions) for row in custom.rows}
+        weights.check(custom.hashes(), self._selection_path, self.datamodule.fingerprints(), tokens)
         if self._selected not in (None, weights.digest()):
             raise StoreError(
                 f"{self._selection_path}: this is not the selection that the run was begun with: select again with the"

@@ -12,6 +12,7 @@ from toss_lightning.loops.rounds import check_rounds, compare_rounds, describe_p
 from toss_lightning.loops.toss import TossLoop
 from toss_lightning.models.adapters import SLOT
 from toss_lightning.progress import say
+from toss_lightning.ranks import on_first_rank
 from toss_lightning.scores import TokenScores, degraded_column
 from toss_lightning.seeds import global_seed
 from toss_lightning.selection import Promotion, Selection, promote
@@ -159,10 +160,13 @@ class TossProLoop(TossLoop):
     def score(self, columns: Mapping[str, str], features: Mapping[str, Sequence[str]], round: int = 0) -> None:
         """Says besides how the mask moved."""
         super().score(columns, features, round)
-        if not self.rounds or not self.trainer.is_global_zero:
+        if not self.rounds:
+            return
+        moved = on_first_rank(self.trainer, lambda: compare_rounds(self.selection, self._store, round))
+        if not self.trainer.is_global_zero:
             return
         facts = self.summary.of_round(round)
-        facts.update(compare_rounds(self.selection, self._store, round))
+        facts.update(moved)
         if not round:
             facts["harmful_loss"] = self.summary.held_out.get("degraded", {}).get("harmful_loss")
         self.summary.say_round(round)
@@ -173,11 +177,11 @@ class TossProLoop(TossLoop):
 
     def _promote(self, round: int) -> None:
         before = {row_id for rows in self.promoted for row_id in rows}
-        chosen: list[int] = []
-        if self.trainer.is_global_zero:
-            scores, taken = TokenScores(self._store, round - 1), () if self.promote_again else before
-            chosen = promote(scores, self._promoted_count, self.promotion, taken, [global_seed(), round])
-        chosen = self.trainer.strategy.broadcast(chosen)
+        scores, taken = TokenScores(self._store, round - 1), () if self.promote_again else before
+        seeds = [global_seed(), round]
+        chosen = on_first_rank(
+            self.trainer, lambda: promote(scores, self._promoted_count, self.promotion, taken, seeds)
+        )
         if self.stop_early and before >= set(chosen):
             self.last_round = round - 1
             say(f"round {round}: no new row would be promoted, so the rounds end")

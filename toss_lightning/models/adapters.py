@@ -61,6 +61,8 @@ class AdapterBank:
         base_path: what the saved adapters name as their base.
         snapshots: names of the frozen adapters to make room for.
         seed: fixes the slot's initial weights, to which every stage returns.
+        stored: identifies the base's files, see :func:`toss_lightning.models.base.stored_digest`; empty for a base that
+            was made in memory.
 
     Attributes:
         active: the adapter that the model computes with.
@@ -70,10 +72,16 @@ class AdapterBank:
     """
 
     def __init__(
-        self, model: PreTrainedModel, lora: Lora, base_path: str, snapshots: tuple[str, ...], seed: int = 0
+        self,
+        model: PreTrainedModel,
+        lora: Lora,
+        base_path: str,
+        snapshots: tuple[str, ...],
+        seed: int = 0,
+        stored: str = "",
     ) -> None:
         self.model, self.lora, self.base_path, self.snapshots = model, lora, base_path, snapshots
-        self.fingerprint = base_fingerprint(model)
+        self.fingerprint = base_fingerprint(model, stored)
         config = LoraConfig(
             r=lora.r,
             lora_alpha=lora.alpha,

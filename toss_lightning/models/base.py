@@ -3,16 +3,20 @@
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from toss_lightning.errors import ModelError
 from toss_lightning.files import cache_directory, new_directory
@@ -147,15 +151,55 @@ def compute_dtype(base: Base, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def base_fingerprint(model: PreTrainedModel) -> str:
+def stored_digest(base: Base) -> str:
+    """Identifies the weights of a base as they are stored: a sample of every tensor, however they are cut into files.
+
+    Empty where no files lie there under the names that transformers gives them.
+    """
+    path = Path(resolve(base))
+    if not path.is_dir():  # a hub id: what was loaded is in the cache
+        path = Path(str(cached_file(str(path), "config.json", revision=base.revision or "main"))).parent
+    samples = sorted(chain.from_iterable(_samples(file) for file in path.glob("model*.safetensors")))
+    samples = samples or sorted(chain.from_iterable(_samples(file) for file in path.glob("pytorch_model*.bin")))
+    digest = hashlib.blake2b(digest_size=12)
+    for name, content in samples:
+        digest.update(name.encode() + content)
+    return digest.hexdigest() if samples else ""
+
+
+def _samples(file: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and some rows of every tensor of a file, read without the others."""
+    if file.suffix == ".bin":
+        for name, tensor in torch.load(file, map_location="cpu", mmap=True, weights_only=True).items():
+            yield name, _sample(tensor, tensor.shape)
+        return
+    with safe_open(file, framework="pt") as stored:
+        for name in stored.keys():  # noqa: SIM118 - it is no mapping
+            view = stored.get_slice(name)
+            yield name, _sample(view if view.get_shape() else stored.get_tensor(name), view.get_shape())
+
+
+def _sample(values: Any, shape: Sequence[int]) -> bytes:
+    """Up to four rows of a matrix, or as many numbers of a vector; of experts side by side, the first row of each."""
+    rows = sorted({at * (shape[0] - 1) // 3 for at in range(4)}) if shape else []
+    within = (slice(0, 1),) * max(0, len(shape) - 2)
+    parts = [values[(slice(row, row + 1), *within)] for row in rows if shape[0]] if shape else [values]
+    return b"".join(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for part in parts)
+
+
+def base_fingerprint(model: PreTrainedModel, stored: str) -> str:
     """Identifies the base's weights, whatever they are quantised to.
 
-    Hashes the shape of the network and a sample of its embeddings, which quantisation leaves alone, rounded to bfloat16
-    so that the dtype it was loaded in makes no difference.
+    Hashes what is stored, the shape of the network, and a sample of its embeddings, which quantisation leaves alone,
+    rounded to bfloat16 so that the dtype it was loaded in makes no difference.
+
+    Args:
+        model: the base in memory.
+        stored: identifies its files; see :func:`stored_digest`.
     """
     config = model.config.get_text_config().to_dict()
     shape = {key: config.get(key) for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
-    digest = hashlib.blake2b(json.dumps(shape, sort_keys=True).encode(), digest_size=12)
+    digest = hashlib.blake2b((stored + json.dumps(shape, sort_keys=True)).encode(), digest_size=12)
     embeddings: Any
     for embeddings in (model.get_input_embeddings(), output_head(model)):
         weight: Tensor = embeddings.weight.detach()

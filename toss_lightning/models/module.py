@@ -18,7 +18,7 @@ from toss_lightning.errors import ConfigError, TrainingError
 from toss_lightning.gradients import Correction
 from toss_lightning.identity import check_identity, name_plugin, settings_of
 from toss_lightning.models.adapters import BASE, SLOT, AdapterBank, Lora
-from toss_lightning.models.base import Base, compute_dtype, describe, load_base, load_tokenizer, resolve
+from toss_lightning.models.base import Base, compute_dtype, describe, load_base, load_tokenizer, resolve, stored_digest
 from toss_lightning.models.divergence import base_divergence
 from toss_lightning.models.losses import CHUNK, OutputHead, check_head, response_hidden, token_losses
 from toss_lightning.models.objective import Batch, Bilevel, Objective
@@ -126,7 +126,8 @@ class WeightedLoraModule(LightningModule):
         self.head = OutputHead.of(model)
         check_head(model, self.head)
         say(describe(model, self.base, device))
-        self.bank = AdapterBank(model, self.lora, resolve(self.base), REFERENCES, global_seed())
+        path, stored = resolve(self.base), stored_digest(self.base)
+        self.bank = AdapterBank(model, self.lora, path, REFERENCES, global_seed(), stored)
         for name in REFERENCES:
             if path := getattr(self.references, name):
                 self.bank.load(name, path)
@@ -135,6 +136,12 @@ class WeightedLoraModule(LightningModule):
         # from_pretrained gives a model in evaluation mode, and Lightning leaves the mode as it finds it
         self.net = self.bank.net.to(device).train()
         self.bank.remember_start()
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the base reads at most, where its configuration says so."""
+        found: int | None = getattr(self.bank.model.config.get_text_config(), "max_position_embeddings", None)
+        return found
 
     def fingerprints(self) -> dict[str, str]:
         """What token losses depend on here, beside the adapter: the base and its precision."""

@@ -86,6 +86,8 @@ class TokenWeights:
             for name in table.column_names
             if name not in ("row_id", "ids_hash", "left_out")
         }
+        if missing := [name for name in ("weight", "ids_hash") if name not in table.column_names]:
+            raise StoreError(f"{path / WEIGHTS_FILE}: no column {missing[0]}: run the select stage again")
         hashes = dict(zip(row_ids, table["ids_hash"].to_pylist(), strict=True))
         made_from = report.pop("made_from", {})
         weights, anchor = per_token.pop("weight"), per_token.pop("anchor", {})
@@ -112,17 +114,24 @@ class TokenWeights:
                 digest.update(values[row_id].tobytes())
         return digest.hexdigest()
 
-    def check(self, hashes: Mapping[int, str], where: Path, made_from: Mapping[str, str] | None = None) -> None:
+    def check(
+        self,
+        hashes: Mapping[int, str],
+        where: Path,
+        made_from: Mapping[str, str] | None = None,
+        tokens: Mapping[int, int] | None = None,
+    ) -> None:
         """Compares with the rows that are about to be trained on. The base may be another; the tokens may not.
 
         Args:
             hashes: row id -> hash of the row's tokens.
             where: what a message names as the place of this selection.
             made_from: what the rows' tokens depend on, so that a message can say what differs.
+            tokens: row id -> how many response tokens it has, for files that other programs write.
 
         Raises:
-            StoreError: the weights belong to other rows, or to other tokens of them; or they are all 0, and so is every
-                anchor.
+            StoreError: the weights belong to other rows, or to other tokens of them; a row has not one for each token,
+                or one that cannot be used; or they are all 0, and so is every anchor.
         """
         for row_id in sorted({*hashes, *self.hashes}):
             if hashes.get(row_id) != self.hashes.get(row_id):
@@ -133,6 +142,15 @@ class TokenWeights:
                     + (f" (another {', '.join(other)})" if other else "")
                     + ": use the same data, tokenizer, template and limits, or score and select again"
                 )
+        for name, values in self.values().items():
+            for row_id, of_row in values.items():
+                if tokens is not None and len(of_row) != tokens[row_id]:
+                    raise StoreError(
+                        f"{where}: row {row_id}: {len(of_row)} values of {name} for {tokens[row_id]} response tokens:"
+                        " give one for each"
+                    )
+                if name in ("weight", "anchor") and not (np.isfinite(of_row).all() and (of_row >= 0).all()):
+                    raise StoreError(f"{where}: row {row_id}: a {name} is negative or not finite: give 0 or more")
         if not self.anchor and not any(values.any() for values in self.weights.values()):
             raise StoreError(
                 f"{where}: this selection gives every token the weight 0, which leaves no token to train on: select"

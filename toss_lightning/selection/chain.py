@@ -12,7 +12,7 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.scores.ranking import exact_top
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import Selection, TokenWeights, mask_weights
-from toss_lightning.selection.checks import masked_count
+from toss_lightning.selection.checks import SAME_REFERENCES, check_told_apart, masked_count
 from toss_lightning.selection.two_state import Chain, fit, pack, posterior
 
 Number = float | Literal["fit"]
@@ -80,7 +80,7 @@ class ChainSelection(Selection):
 
         Raises:
             ConfigError: ``discard`` is more than there are tokens that may be masked.
-            StoreError: a score is not finite.
+            StoreError: a score is not finite, or all are equal and ``discard`` wants some of them.
         """
         score, end = scores.score().astype(np.float64), scores.flat("end_of_turn")
         free = ~end if self.protect_end else np.ones_like(end)
@@ -91,7 +91,10 @@ class ChainSelection(Selection):
         if self.discard is None:
             chosen = likely
         else:
-            chosen = exact_top(odds, masked_count(self.discard, len(score), len(odds)))
+            count = masked_count(self.discard, len(score), len(odds))
+            # of scores, for the odds of equal ones differ by where in a row they stand
+            check_told_apart(score[free], count, scores.path, "tokens that may go", SAME_REFERENCES)
+            chosen = exact_top(odds, count)
         self._warn(fitted, float(likely.mean()) if len(likely) else 0.0)
         masked = np.zeros_like(end)
         masked[free] = chosen

@@ -11,7 +11,7 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import Selection, TokenWeights
-from toss_lightning.selection.checks import check_at_least, check_discard, check_one_of
+from toss_lightning.selection.checks import check_at_least, check_discard, check_one_of, check_told_apart
 from toss_lightning.selection.rows import keep_rows, seed_of
 
 WORDS = re.compile(r"\w+|[^\w\s]+")
@@ -66,6 +66,7 @@ class Dsir(Selection):
 
         Raises:
             ConfigError: a set has no word, or fewer rows are long enough than are to be kept.
+            StoreError: without resampling, no row is likelier than another.
         """
         texts = scores.feature("text")
         rows = [self._hashed(text) for text in texts]
@@ -73,6 +74,9 @@ class Dsir(Selection):
         log_ratio = np.log(self._shares(wanted, self.target, self.smoothing) + FLOOR)
         log_ratio -= np.log(self._shares(rows, "custom") + FLOOR)
         log_weight = np.array([log_ratio[row].sum() for row in rows])
+        if not self.resample:
+            question = f"has data.{self.target} the same texts? Give others, or set resample: true"
+            check_told_apart(log_weight, share_of(self.discard, len(rows)), scores.path, "rows", question)
         seed = seed_of(self)
         noise = np.random.default_rng(seed).gumbel(size=len(rows)) if self.resample else 0.0
         kept = self._highest(log_weight + noise, np.array([len(words_of(text)) for text in texts]))

@@ -47,7 +47,7 @@ class SelectorTraining:
         gamma_decay: float = 0.03,
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
-        self.lr, self.init, self._gamma, self._gamma_decay, self.betas = lr, init, gamma, gamma_decay, betas
+        self.lr, self._gamma, self._gamma_decay, self.betas = lr, gamma, gamma_decay, betas
         self.logits = torch.full((rows,), init, dtype=torch.float64)
         self._mean, self._square = torch.zeros_like(self.logits), torch.zeros_like(self.logits)
         self._steps = 0
@@ -90,10 +90,6 @@ class SelectorTraining:
         self._square.lerp_(gradient.square(), 1 - square_decay)
         mean, square = self._mean / (1 - decay**self._steps), self._square / (1 - square_decay**self._steps)
         self.logits = self.logits - self.lr * mean / (square.sqrt() + 1e-8)
-
-    def moved(self) -> bool:
-        """Whether any logit is not where it was at first."""
-        return bool((self.logits != self.init).any())
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs."""
