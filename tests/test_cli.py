@@ -699,7 +699,7 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, tiny_config, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *args: None)  # Lightning would have pytest ignore Ctrl-C from now on
     fit = ["fit", "--config", tiny_config, "--run_dir", "run"]
     assert main([*fit, "--trainer.callbacks+=mine.Stop"]) == 130
-    assert "go on with the same command and --ckpt_path last" in capsys.readouterr().err
+    assert "go on with the same command and --ckpt_path auto" in capsys.readouterr().err
     assert main([*fit, "--ckpt_path", "last"]) == 0
     assert "target" in adapters("run")
 

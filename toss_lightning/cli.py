@@ -135,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Lightning turns the one into the other
         if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        print("stopped; go on with the same command and --ckpt_path last", file=sys.stderr)
+        how = " and --ckpt_path auto" if args[0] in ("fit", "score") else ""
+        print(f"stopped; go on with the same command{how}", file=sys.stderr)
         return 130
     return 0
 

@@ -18,7 +18,7 @@ from toss_lightning.loops import TossProLoop, make_trainer
 from toss_lightning.loops.checkpoints import newest
 from toss_lightning.models import Base, Lora, Optim, References, WeightedLoraModule
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import GlobalTopFraction, PerRowTopFraction, TokenWeights
+from toss_lightning.selection import Anchored, GlobalTopFraction, PerRowTopFraction, TokenWeights
 
 WITH_CONTROL = ("utility", "degraded", "score", "select", "sft", "target")
 
@@ -283,6 +283,29 @@ def test_a_selection_of_another_run_and_the_target_alone(tiny_model, tiny_sets, 
     assert (tmp_path / weights).read_bytes() == (pro / weights).read_bytes()
     ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (tmp_path, pro))
     assert ours["selection"] == theirs["selection"]
+    assert ours["method"] == theirs["method"] == "TOSS-Pro"
+
+
+def test_a_selection_with_anchors_wants_the_selection_that_made_it(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    def anchored() -> Anchored:
+        return Anchored(GlobalTopFraction(0.3), safety_rows=2)
+
+    def taken(run: str, **loop: Any) -> None:
+        of_run = {"selection_from": str(tmp_path / "made" / "selection"), **loop}
+        tiny_fit(tiny_model, tiny_sets, tmp_path / run, plan=["target"], loop=of_run)
+
+    tiny_sets = {**tiny_sets, "safety": write_rows(tmp_path / "safety.jsonl", some_pairs(4, start=9))}
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "made", loop={"selection": anchored()})
+    message = (
+        "made by TOSS-Anchor, whose anchors GlobalTopFraction does not set: give the loop.selection that it was made"
+    )
+    with pytest.raises(StoreError, match=message):
+        taken("plain")
+    with pytest.raises(StoreError, match="whose anchors Anchored does not set"):
+        taken("fewer", selection=Anchored(GlobalTopFraction(0.3)))
+    taken("same", selection=anchored())
+    weights = "adapters/target/adapter_model.safetensors"
+    assert (tmp_path / "same" / weights).read_bytes() == (tmp_path / "made" / weights).read_bytes()
 
 
 def test_a_selection_serves_another_base_with_the_same_tokenizer(tiny_sets, tmp_path: Path, pro: Path) -> None:

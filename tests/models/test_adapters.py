@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,6 +113,40 @@ def test_a_foreign_adapter_is_recognised_by_the_name_of_its_base(tiny_model: str
 def test_an_adapter_of_another_shape_is_refused(tiny_model: str, saved: Path, lora: Lora, message: str) -> None:
     with pytest.raises(ModelError, match=message) as error:
         bank(tiny_model, lora).load("utility", str(saved))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "began with init_lora_weights pissa_niter_4, which changes the base too",
+        ),
+        ({"init_lora_weights": "olora"}, "save it as plain LoRA with PEFT's path_initial_model_for_weight_conversion"),
+        ({"peft_type": "IA3"}, "the adapter is PeftType.IA3, which is not supported: give one of LoRA"),
+        ({"peft_type": None}, "no PEFT adapter to be had"),
+    ],
+)
+def test_an_adapter_of_another_kind_is_refused(
+    tiny_model: str, saved: Path, facts: dict[str, Any], message: str
+) -> None:
+    config = json.loads((saved / "adapter_config.json").read_text())
+    (saved / "adapter_config.json").write_text(json.dumps(config | facts))
+    with pytest.raises(ModelError, match=message) as error:
+        bank(tiny_model).load("utility", str(saved))
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_for_layers_of_other_sizes(saved: Path, tmp_path: Path) -> None:
+    (saved / "toss.json").unlink()
+    other = save_tiny_model(
+        tmp_path
+        / json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"].rpartition("/")[2],
+        hidden=48,
+    )
+    with pytest.raises(ModelError, match="the adapter's weights have other sizes than the layers of") as error:
+        bank(other).load("utility", str(saved))
     assert "\n" not in str(error.value)
 
 

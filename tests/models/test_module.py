@@ -1,5 +1,6 @@
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,3 +219,21 @@ def test_8bit_optimizer_needs_a_gpu(tiny_model, tiny_sets, tmp_path: Path) -> No
 def test_schedules(shape: str, wanted: list[float]) -> None:
     schedule = Schedule(shape=shape, warmup=0.2)
     np.testing.assert_allclose([schedule.factor(step, 10) for step in range(10)], wanted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora": Lora(r=0)}, "model.lora.r: 0 cannot be used: give 1 or more"),
+        ({"lora": Lora(alpha=0)}, "model.lora.alpha: 0 cannot be used: give a number above 0"),
+        ({"lora": Lora(dropout=1.5)}, r"model.lora.dropout: 1.5 cannot be used: give a share in \[0, 1\)"),
+        ({"optim": Optim(lr=-1.0)}, "model.optim.lr: -1.0 cannot be used: give 0 or more"),
+        ({"optim": Optim(betas=(0.9, 1.0))}, r"model.optim.betas: \(0.9, 1.0\) cannot be used: give two numbers in"),
+        ({"optim": Optim(weight_decay=-1.0)}, "model.optim.weight_decay: -1.0 cannot be used"),
+        ({"schedule": Schedule(warmup=100)}, "model.schedule.warmup: 100 is no share of a stage's optimizer steps"),
+        ({"chunk": 0}, "model.chunk: 0 tokens: give at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_told_before_a_base_is_loaded(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        WeightedLoraModule(**settings)

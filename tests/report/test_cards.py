@@ -119,3 +119,9 @@ def test_a_card_of_a_summary() -> None:
     assert "1,234 of 56,789 response tokens were masked." in text
     assert "Trained for 2 epochs (1000 optimizer steps) on the 20,000 rows" in text
     assert "1.500 |" in text
+
+
+def test_a_card_tells_the_custom_set_from_what_a_mixture_adds() -> None:
+    stage = {"set": "custom", "epochs": 1, "steps": 3, "rows": 20, "mixed": 6, "seconds": 3.0}
+    text = model_card("target", "target", "someone/base", Summary({"target": stage}, {"target": {}}, {}), None)
+    assert "on the 14 rows of the\ncustom set, and 6 rows that data.mixture adds. Mean" in text

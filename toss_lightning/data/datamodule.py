@@ -112,6 +112,7 @@ class TossDataModule(LightningDataModule):
         self.sets: dict[str, RowSet] = {}
         self.plan: StepPlan | None = None
         self.stage_rows: StageRows | None = None
+        self.stage_mixed = 0
         self._epochs = 0
         self.chat: ChatTokenizer | None = None
         self._tokenizer_parts: dict[str, str] = {}
@@ -245,8 +246,10 @@ class TossDataModule(LightningDataModule):
         if values is not None:
             of_rows: list[Values] = [{key: of[row.row_id] for key, of in values.items()} for row in rows]
             stage = StageRows(rows, of_rows, [True] * len(rows))
-        if mixed and self.mixture is not None:
-            stage = _with(stage, self.mixture.rows(self.sets, global_seed()), {})
+        more = self.mixture.rows(self.sets, global_seed()) if mixed and self.mixture is not None else []
+        self.stage_mixed = len(more)
+        if more:
+            stage = _with(stage, more, {})
         if companions is not None:
             beside = self.sets[companions.set].rows
             stage = _with(stage, beside, companions.values)

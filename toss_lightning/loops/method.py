@@ -128,26 +128,29 @@ class Method:
         corrected = self.correction is not None and self.correction.divergence
         return [*(["loop.selection"] if anchored else []), *(["model.correction"] if corrected else [])]
 
-    def title(self, weighted: bool, round: int) -> str:
+    def title(self, weighted: bool, round: int, selected: str | None = None) -> str:
         """What people call the target of such a run.
 
         Args:
             weighted: the target is trained with a selection's weights.
             round: the round of TOSS-Pro that the scores are of.
+            selected: what made the selection, where it comes from another run.
         """
-        parts = []
-        if weighted:
-            inner = self._inner
-            name = title_of(inner)
-            if round and name.startswith("TOSS"):
-                name = name.replace("TOSS", "TOSS-Pro", 1)
-            if inner is not self.selection:
-                name = "TOSS-Anchor" if type(inner) is GlobalTopFraction and not round else f"{name} + anchor"
-            parts.append(name)
+        parts = [selected or self.selected(round)] if weighted else []
         for plugin in (self.correction, self.mixture):
             if plugin is not None:
                 parts.append(title_of(plugin))
         return " + ".join(parts) or PLAIN
+
+    def selected(self, round: int) -> str:
+        """What people call the selection, made from the scores of a round."""
+        inner = self._inner
+        name = title_of(inner)
+        if round and name.startswith("TOSS"):
+            name = name.replace("TOSS", "TOSS-Pro", 1)
+        if inner is not self.selection:
+            name = "TOSS-Anchor" if type(inner) is GlobalTopFraction and not round else f"{name} + anchor"
+        return name
 
     def idle(self, weights: TokenWeights | None, objective: Objective) -> list[str]:
         """Which plug-ins changed next to nothing, in words: they did what plain fine-tuning does, but for a factor.

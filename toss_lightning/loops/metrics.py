@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from toss_lightning.files import write_text
+from toss_lightning.errors import StoreError
+from toss_lightning.files import cannot_write, write_text
 
 
 class MetricsCsv(Logger):
@@ -89,18 +90,24 @@ class MetricsCsv(Logger):
             self._columns += new
             self._rewrite()
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+            try:
+                with self.path.open("a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, self._columns).writerow(row)
+            except OSError as error:
+                raise StoreError(cannot_write(self.path, error)) from error
 
     def _read(self) -> None:
         if self._rows is not None:
             return
         self._rows, self._columns = [], []
         if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                self._rows = [{key: value for key, value in row.items() if value} for row in reader]
-                self._columns = list(reader.fieldnames or [])
+            text = self.path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            reader = csv.DictReader(whole.splitlines())
+            self._rows = [{key: value for key, value in row.items() if value} for row in reader]
+            self._columns = list(reader.fieldnames or [])
+            if whole != text:  # a machine that went down wrote a part of a line
+                self._rewrite()
 
     def _rewrite(self) -> None:
         lines = [self._columns, *([row.get(column, "") for column in self._columns] for row in self._rows or [])]

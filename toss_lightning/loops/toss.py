@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from toss_lightning.evaluation import report_evaluation
-from toss_lightning.loops.method import scored_columns
+from toss_lightning.loops.method import Method, scored_columns
 from toss_lightning.loops.plan import Action, Stage
 from toss_lightning.loops.toss_plan import TossPlan
 from toss_lightning.models.adapters import SLOT
@@ -72,7 +73,8 @@ class TossLoop(TossPlan):
             self._weights = self._load_selection()
             self._selected = self._weights.digest()
             self.summary.selection = self._weights.report
-            self.summary.method = self.method.title(True, int(self._weights.report.get("round", 0)))
+            report = self._weights.report
+            self.summary.method = self.method.title(True, int(report.get("round", 0)), report.get("method"))
         module, data, is_target = self.module, self.datamodule, stage.adapter == "target"
         objective = self._new_objective(stage)
         correction = module.correction if is_target else None
@@ -117,6 +119,7 @@ class TossLoop(TossPlan):
             "epochs": stage.epochs,
             "steps": self.module.stage_steps,
             "rows": self.datamodule.stage_rows.own,
+            "mixed": self.datamodule.stage_mixed,
             "promoted": len(self._promoted_for(stage)),
             "seconds": 0.0,
         }
@@ -198,12 +201,18 @@ class TossLoop(TossPlan):
     def select(self) -> None:
         """Selects from the scores that are there; needs no model."""
         path = self.run_dir / "selection"
-        on_first_rank(
-            self.trainer, lambda: self.selection.select(TokenScores(self._store, self.scores_round)).save(path)
-        )
+        on_first_rank(self.trainer, lambda: self._selected_now().save(path))
         selected = TokenWeights.load(path)
         self._selected, self.summary.selection = selected.digest(), selected.report
         self.summary.say_selected()
+
+    def _selected_now(self) -> TokenWeights:
+        """The weights of the scores that are there, with what made them, for runs that take them over."""
+        scores = TokenScores(self._store, self.scores_round)
+        found = self.selection.select(scores)
+        made_by = Method(self.selection)
+        about = {"method": made_by.selected(scores.round), "safety_rows": made_by.companion_rows}
+        return replace(found, report={**found.report, **about})
 
     def test(self) -> None:
         """Lets the adapters reply, and files and prints what the judges say."""

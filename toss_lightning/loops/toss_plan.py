@@ -205,6 +205,14 @@ class TossPlan(PlanLoop):
                 f"{self._selection_path}: made for another kind of loop.selection than {type(self.selection).__name__}:"
                 " give the one that it was made with, or select again"
             )
+        if (weights.anchor and not isinstance(self.selection, Anchored)) or (
+            weights.report.get("safety_rows", 0) != self.method.companion_rows
+        ):
+            maker = weights.report.get("method", "another loop.selection")
+            raise StoreError(
+                f"{self._selection_path}: made by {maker}, whose anchors {type(self.selection).__name__} does not set:"
+                " give the loop.selection that it was made with"
+            )
         return weights
 
     # --- what identifies a run, and where it is -----------------------------------------------------------------------

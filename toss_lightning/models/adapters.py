@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import PreTrainedModel
 
-from toss_lightning.errors import ModelError
+from toss_lightning.errors import ConfigError, ModelError
 from toss_lightning.files import new_directory
 from toss_lightning.models.base import base_fingerprint
 
@@ -29,6 +29,8 @@ SLOT, BASE = "slot", "base"
 """The trainable adapter, and no adapter at all."""
 UNSUPPORTED = ("rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save", "bias", "use_qalora")
 """Settings of a foreign adapter that change what it computes and that the shared shape has no place for."""
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""How a foreign adapter may have begun without a change of the base that it is laid over."""
 OTHER_SENSES = r".*(vision|audio|image|multi_modal|multimodal).*"
 """Layers of a multimodal model that text never reaches."""
 FINGERPRINT_FILE = "toss.json"
@@ -50,6 +52,20 @@ class Lora:
     """Weight-decomposed adapters (DoRA)."""
     rslora: bool = False
     """Rank-stabilised scaling (rsLoRA)."""
+
+    def check(self) -> None:
+        """Refuses shapes of which no adapter can be.
+
+        Raises:
+            ConfigError: a number is out of range.
+        """
+        for key, is_valid, wanted in (
+            ("r", self.r >= 1, "1 or more"),
+            ("alpha", self.alpha > 0, "a number above 0"),
+            ("dropout", 0 <= self.dropout < 1, "a share in [0, 1)"),
+        ):
+            if not is_valid:
+                raise ConfigError(f"model.lora.{key}: {getattr(self, key)} cannot be used: give {wanted}")
 
 
 class AdapterBank:
@@ -216,12 +232,18 @@ class AdapterBank:
         try:
             config = PeftConfig.from_pretrained(path)
             weights = load_peft_weights(path, device="cpu")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise ModelError(f"{path}: no PEFT adapter to be had: {str(error).splitlines()[0]}") from error
         self._check(path, config)
         if lost := sorted(set(self.state(adapter)) - set(weights)):
             raise ModelError(f"{path}: the adapter lacks {len(lost)} weights, such as {lost[0]}: train it again")
-        outcome: Any = set_peft_model_state_dict(self.net, weights, adapter_name=adapter)
+        try:
+            outcome: Any = set_peft_model_state_dict(self.net, weights, adapter_name=adapter)
+        except RuntimeError as error:  # of sizes; its message has a line for every layer
+            raise ModelError(
+                f"{path}: the adapter's weights have other sizes than the layers of {self.base_path}: train it on this"
+                " base, or set model.base.path"
+            ) from error
         if outcome.unexpected_keys:
             raise ModelError(
                 f"{path}: the adapter has weights for layers that model.lora.targets does not name,"
@@ -231,9 +253,17 @@ class AdapterBank:
 
     def _check(self, path: str, config: PeftConfig) -> None:
         ours: Any = self.net.peft_config[SLOT]
+        if config.peft_type != ours.peft_type:
+            raise ModelError(f"{path}: the adapter is {config.peft_type}, which is not supported: give one of LoRA")
+        start = getattr(config, "init_lora_weights", True)
+        if start not in PLAIN_STARTS:
+            raise ModelError(
+                f"{path}: the adapter began with init_lora_weights {start}, which changes the base too: save it as"
+                " plain LoRA with PEFT's path_initial_model_for_weight_conversion"
+            )
         fingerprint = Path(path) / FINGERPRINT_FILE
         if fingerprint.is_file():
-            other = json.loads(fingerprint.read_text(encoding="utf-8"))["base"] != self.fingerprint
+            other = json.loads(fingerprint.read_text(encoding="utf-8")).get("base") != self.fingerprint
         else:
             other = Path(str(config.base_model_name_or_path)).name != Path(self.base_path).name
         if other:
@@ -254,7 +284,7 @@ class AdapterBank:
         theirs, wanted = config.target_modules, ours.target_modules  # type: ignore[attr-defined]
         if _names(theirs) != _names(wanted):
             raise ModelError(
-                f"{path}: the adapter sits on {_names(theirs)}, but model.lora.targets is {_names(wanted)}"
+                f"{path}: the adapter sits on {_names(theirs)}, but model.lora.targets is {_names(wanted)}: set it so"
             )
 
 

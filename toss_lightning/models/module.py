@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -78,6 +79,10 @@ class WeightedLoraModule(LightningModule):
         super().__init__()
         self.base, self.lora, self.references = base, lora, references
         self.optim, self.schedule, self.normalize, self.chunk = optim, schedule, normalize, chunk
+        for settings in (lora, optim, schedule):
+            settings.check()
+        if chunk < 1:
+            raise ConfigError(f"model.chunk: {chunk} tokens: give at least 1")
         if anchor_top is not None and anchor_top < 1:
             raise ConfigError(f"model.anchor_top: {anchor_top} tokens: give at least 1, or null for all")
         self.correction, self.anchor_top = correction, anchor_top
@@ -126,6 +131,11 @@ class WeightedLoraModule(LightningModule):
         self.head = OutputHead.of(model)
         check_head(model, self.head)
         say(describe(model, self.base, device))
+        if dtype == "float16":
+            rank_zero_warn(
+                "model.base.dtype: float16 has no room for small gradients, which are lost in large batches: bfloat16"
+                " and float32 keep them"
+            )
         path, stored = resolve(self.base), stored_digest(self.base)
         self.bank = AdapterBank(model, self.lora, path, REFERENCES, global_seed(), stored)
         for name in REFERENCES:

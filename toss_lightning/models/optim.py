@@ -8,6 +8,8 @@ from typing import Any, Literal
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
+from toss_lightning.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -22,6 +24,20 @@ class Optim:
     paged_8bit: bool = False
     """8-bit optimizer state that moves to host memory when the GPU is full (bitsandbytes, GPU only)."""
 
+    def check(self) -> None:
+        """Refuses numbers that AdamW cannot work with, before a base is loaded.
+
+        Raises:
+            ConfigError: one is out of range.
+        """
+        for key, is_valid, wanted in (
+            ("lr", 0 <= self.lr < math.inf, "0 or more"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
+        ):
+            if not is_valid:
+                raise ConfigError(f"model.optim.{key}: {getattr(self, key)} cannot be used: give {wanted}")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -31,6 +47,17 @@ class Schedule:
     """What follows the warm-up: stay, or fall to 0 by the end of the stage."""
     warmup: float = 0.03
     """Share of the stage's optimizer steps in which the rate rises from 0."""
+
+    def check(self) -> None:
+        """Refuses a warm-up that is no share.
+
+        Raises:
+            ConfigError: it is outside [0, 1].
+        """
+        if not 0 <= self.warmup <= 1:
+            raise ConfigError(
+                f"model.schedule.warmup: {self.warmup} is no share of a stage's optimizer steps: give one in [0, 1]"
+            )
 
     def factor(self, step: int, steps: int) -> float:
         """What the highest rate is multiplied by at ``step`` (from 0) of ``steps``."""

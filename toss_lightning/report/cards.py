@@ -52,6 +52,8 @@ def model_card(name: str, adapter: str, base_path: str, summary: Summary, weight
         if anchored := summary.selection.get("anchored"):
             masked += f"{anchored:,} were held to the base.\n"
     promoted = f", of which {stage['promoted']} were promoted from the custom set" if stage.get("promoted") else ""
+    mixed = stage.get("mixed", 0)
+    beside = f", and {mixed:,} rows that data.mixture adds" if mixed else ""
     stopped = f" **Ended early**: {summary.stopped[name]}." if name in summary.stopped else ""
     losses = "\n".join(held_out_lines(summary, ["base", name]))
     return f"""---
@@ -64,8 +66,8 @@ tags: [toss_lightning, lora, safety]
 
 {text}
 {masked}
-Trained for {stage["epochs"]} epochs ({stage["steps"]} optimizer steps) on the {stage["rows"]:,} rows of the
-{stage["set"]} set{promoted}.{stopped} Mean token losses on held-out rows:
+Trained for {stage["epochs"]} epochs ({stage["steps"]} optimizer steps) on the {stage["rows"] - mixed:,} rows of the
+{stage["set"]} set{promoted}{beside}.{stopped} Mean token losses on held-out rows:
 
 {losses}
 

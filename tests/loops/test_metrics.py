@@ -1,0 +1,26 @@
+"""metrics.csv on disks that fill up and machines that go down."""
+
+from pathlib import Path
+
+import pytest
+
+from toss_lightning.errors import StoreError
+from toss_lightning.loops.metrics import MetricsCsv
+
+
+def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,stage,loss\n151,target,2\n15")
+    logger = MetricsCsv(str(tmp_path))
+    logger.log_metrics({"target/loss": 9.0}, 152)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,stage,loss", "151,target,2", "152,target,9"]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    logger = MetricsCsv(str(tmp_path))
+    logger.log_metrics({"target/loss": 2.0}, 0)
+    (tmp_path / "metrics.csv").unlink()
+    (tmp_path / "metrics.csv").symlink_to("/dev/full")
+    with pytest.raises(
+        StoreError, match=r"metrics.csv: cannot be written \(No space left on device\): free some space"
+    ):
+        logger.log_metrics({"target/loss": 1.0}, 1)
