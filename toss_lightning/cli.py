@@ -129,7 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError) else 1
     except Stopped as end:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{end}, with a checkpoint; go on with the same command and --ckpt_path last", file=sys.stderr)
+            how = ", with a checkpoint; go on with the same command and --ckpt_path last" if end.saved else ""
+            how = "; the same command goes on" if args[0] == "test" else how
+            print(f"{end}{how}", file=sys.stderr)
         return 128 + end.signum
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning turns the one into the other

@@ -28,8 +28,13 @@ class TrainingError(TossError):
 
 
 class Stopped(Exception):
-    """The run was told to stop by a signal, and has a checkpoint to go on from."""
+    """The run was told to stop by a signal.
 
-    def __init__(self, signum: int) -> None:
+    Args:
+        signum: the signal.
+        saved: there is a checkpoint to go on from.
+    """
+
+    def __init__(self, signum: int, saved: bool = False) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
+        self.signum, self.saved = signum, saved

@@ -1,6 +1,8 @@
 """The step ``test`` of a plan, and the verb: adapters reply, judges read, and numbers with intervals come out."""
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from runs import tiny_fit
 from scipy.stats import binomtest
 
 from toss_lightning.cli import main
-from toss_lightning.errors import ConfigError, DataError
+from toss_lightning.errors import ConfigError, DataError, Stopped
 from toss_lightning.evaluation import Evaluation, Judge, KeywordJudge, PromptSet, Response, Verdict
 from toss_lightning.evaluation.divergence_svg import draw_divergence
 from toss_lightning.loops.toss import TossLoop
@@ -218,6 +220,23 @@ def test_who_is_told_to_stop_stops_between_two_parts_that_a_judge_reads(
     with pytest.raises(RuntimeError, match="told to stop"):
         tiny_fit(tiny_model, tiny_sets, tested, plan=["test"], loop=loop)
     assert len(judge._seen) == judge.chunk
+
+
+def test_a_test_without_checkpoints_heeds_sigterm_and_goes_on(tiny_model, tiny_sets, files, tmp_path: Path) -> None:
+    class Terminated(Parity):
+        def judge(self, responses: Sequence[Response]) -> list[Verdict]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().judge(responses)
+
+    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target"])
+    stopped, after = Terminated(), Parity()
+    with pytest.raises(Stopped) as end:
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["test"], enable_checkpointing=False,
+                 loop={"evaluation": settings(files, judges=[stopped])})  # fmt: skip
+    assert (end.value.signum, end.value.saved) == (signal.SIGTERM, False)
+    assert len(stopped._seen) == stopped.chunk
+    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["test"], loop={"evaluation": settings(files, judges=[after])})
+    assert results(tmp_path)["adapters"] == ["base", "target"]
 
 
 @pytest.mark.parametrize(

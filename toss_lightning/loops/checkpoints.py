@@ -4,44 +4,36 @@ A checkpoint is written beside its place and renamed into it, so a kill leaves n
 crash of the machine cut short is recognised by the checksums of the zip archive that every checkpoint is.
 """
 
-import os
 import re
-import signal
-import subprocess
-import threading
 import zipfile
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from toss_lightning.errors import ConfigError, Stopped, StoreError
+from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.files import cannot_write, put_in_place, sweep
+from toss_lightning.loops.stopping import StopOnSignal
 from toss_lightning.progress import say
 
 KEEP = 2
 """Checkpoints that stay: the newest, and the one to fall back on should it be damaged."""
 
 
-class PlanCheckpoint(Checkpoint):
-    """Saves where the loop says that a boundary is and every ``every`` optimizer steps, and ends a run that is told to.
-
-    SIGTERM, and on SLURM the signal that announces the time limit (SIGUSR1 by default), end the run behind the
-    optimizer step or the scored chunk that is under way, with a checkpoint; that signal also requeues the job.
+class PlanCheckpoint(StopOnSignal, Checkpoint):
+    """Saves where the loop says that a boundary is, every ``every`` optimizer steps, and before it stops as told.
 
     Args:
         directory: where checkpoints go.
         every: optimizer steps between two checkpoints within a stage.
     """
 
+    saves = True
+
     def __init__(self, directory: Path, every: int) -> None:
+        super().__init__()
         self.directory, self.every = directory, every
-        self._told: int | None = None
-        self._requeue_signal: int | None = None
-        self._requeue = False
 
     @property
     def state_key(self) -> str:
@@ -78,46 +70,17 @@ class PlanCheckpoint(Checkpoint):
             raise StoreError(cannot_write(path, error)) from error
         trainer.strategy.barrier("checkpoint in place")
 
-    # --- being told to stop -----------------------------------------------------------------------------------------
-
     def on_plan_start(self, trainer: Trainer) -> None:
         """Makes room for this run's checkpoints and listens for signals."""
         if trainer.is_global_zero:
             self.directory.mkdir(parents=True, exist_ok=True)
             sweep(self.directory)
             set_aside(self.directory, Path(trainer.ckpt_path) if trainer.ckpt_path else None)
-        self._listen(trainer)
+        super().on_plan_start(trainer)
 
-    def _listen(self, trainer: Trainer) -> None:
-        """Takes the signals over from Lightning, which would save in the middle of a step."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        signal.signal(signal.SIGTERM, self._hear)
-        # private: the strategy of a single device does not know the environment; Lightning's own handler looks here
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._requeue_signal = environment.requeue_signal or signal.SIGUSR1
-            signal.signal(self._requeue_signal, self._hear)
-
-    def _hear(self, signum: int, frame: FrameType | None) -> None:
-        self._told = self._told or signum
-        self._requeue |= signum == self._requeue_signal
-
-    def stop_if_told(self, trainer: Trainer, saved: bool = False) -> None:
-        """Ends the run on all ranks when any of them was told to.
-
-        Raises:
-            Stopped: it was; a checkpoint is there.
-        """
-        strategy = trainer.strategy
-        if not strategy.reduce_boolean_decision(self._told is not None, all=False):
-            return
-        if not saved:
-            self.save(trainer)
-        if strategy.reduce_boolean_decision(self._requeue, all=False) and trainer.is_global_zero:
-            _requeue()
-        strategy.barrier("requeued")  # srun may end every task of the job once one of them has ended
-        raise Stopped(self._told or signal.SIGTERM)
+    def before_stop(self, trainer: Trainer) -> None:
+        """Writes a checkpoint."""
+        self.save(trainer)
 
 
 def find_checkpoint(wanted: str, run_dir: Path) -> Path | None:
@@ -184,14 +147,3 @@ def set_aside(directory: Path, after: Path | None) -> None:
 def _checkpoints(directory: Path) -> list[Path]:
     """Oldest first: the names begin with the optimizer step and the place in the plan."""
     return sorted(path for path in directory.glob("*.ckpt") if re.match(r"\d{8,}-\d\d", path.name))
-
-
-def _requeue() -> None:
-    """Puts this SLURM job back into the queue."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], check=False).returncode
-    except FileNotFoundError:
-        done = 127
-    say(f"SLURM job {job} " + ("is back in the queue" if done == 0 else f"could not be requeued (scontrol: {done})"))

@@ -111,7 +111,8 @@ class PlanLoop(PlanState):
         self.cursor += 1
         if self.saver:
             self.saver.save(self.trainer)
-            self.saver.stop_if_told(self.trainer, saved=True)
+        if self.stopper:
+            self.stopper.stop_if_told(self.trainer, saved=True)
 
     def end_stage_early(self) -> None:
         """Ends the running stage with the optimizer step that was just taken; the plan goes on behind it.

@@ -9,6 +9,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from toss_lightning.loops.checkpoints import PlanCheckpoint
 from toss_lightning.loops.plan import Action, Plan, Stage
+from toss_lightning.loops.stopping import StopOnSignal
 
 
 class PlanState(_FitLoop, ABC):
@@ -116,6 +117,12 @@ class PlanState(_FitLoop, ABC):
     def run_dir(self) -> Path:
         """Where everything is written."""
         return Path(self.trainer.default_root_dir)
+
+    @property
+    def stopper(self) -> StopOnSignal | None:
+        """The callback that ends a run which is told to stop, which may be the one that writes checkpoints."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((one for one in callbacks if isinstance(one, StopOnSignal)), None)
 
     @property
     def saver(self) -> PlanCheckpoint | None:

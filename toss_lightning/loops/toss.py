@@ -195,8 +195,8 @@ class TossLoop(TossPlan):
         self.summary.fingerprints = scores.fingerprints
 
     def _stop_if_told(self) -> None:
-        if self.saver:
-            self.saver.stop_if_told(self.trainer)
+        if self.stopper:
+            self.stopper.stop_if_told(self.trainer)
 
     def select(self) -> None:
         """Selects from the scores that are there; needs no model."""

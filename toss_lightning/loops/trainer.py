@@ -13,6 +13,7 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.loops.checkpoints import PlanCheckpoint, find_checkpoint
 from toss_lightning.loops.metrics import MetricsCsv
 from toss_lightning.loops.progress import StageProgress
+from toss_lightning.loops.stopping import StopOnSignal
 
 LoopFactory = Callable[[Trainer], _FitLoop]
 
@@ -131,6 +132,8 @@ def make_trainer(
         callbacks.append(StageProgress())
     if settings.get("enable_checkpointing") is not False:
         callbacks.append(PlanCheckpoint(Path(run_dir) / "checkpoints", checkpoint_every))
+    else:
+        callbacks.append(StopOnSignal())
     if settings.get("logger") in (None, True):
         settings["logger"] = [MetricsCsv(run_dir), TensorBoardLogger(run_dir, name="tensorboard", version="")]
     trainer = PlanTrainer(default_root_dir=run_dir, callbacks=callbacks, **settings)
