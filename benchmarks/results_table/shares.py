@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from panels import Panel, Point, draw
-from tables import SHOWN, TASK, Content, called, heading, masked, measures_of, share, spread
+from tables import SHOWN, TASK, Content, called, heading, masked, measures_of, most_seeds, share, spread
 
 from toss_lightning.evaluation.cells import DASH, difference, interval, markdown_table
 
@@ -27,7 +27,7 @@ def page(found: Found, risky: Comparison | None, command: str, setup: Sequence[s
     lines = heading("What it costs to be careful", f"`{command}`", setup)
     if found:
         lines += ["", *_table({f"{at:.0%}": one for at, one in sorted(found.items())}), ""]
-        lines += _notes(next(iter(found.values()))[0])
+        lines += _notes([content for content, _ in found.values()])
     if risky is not None:
         lines += [
             "",
@@ -45,14 +45,16 @@ def page(found: Found, risky: Comparison | None, command: str, setup: Sequence[s
 
 def _table(found: Mapping[str, Comparison]) -> list[str]:
     lines: list[list[str]] = []
+    most = max(most_seeds(content) for content, _ in found.values())
     measures = list(measures_of(next(iter(found.values()))[0]))
     for at, (content, directory) in found.items():
-        of = measures_of(content)
+        of, seeds = measures_of(content), most_seeds(content)
+        where = at if seeds == most else f"{at} ({seeds} {'seed' if seeds == 1 else 'seeds'})"
         for name in [content["base"], *(one for one in METHODS if one in content["methods"])]:
             cells = [interval(of[key]["models"].get(name), of[key]["share"]) for key in measures]
             cells += [_against_baseline(content, name)]
             cells += [share(one) for one in masked(directory, name, content["seeds"].get(name, []))]
-            lines.append([at, called(content, name), *cells])
+            lines.append([where, called(content, name), *cells])
     header = ["harmful rows", "", *(SHOWN[key] for key in measures), "task loss − plain SFT's"]
     return markdown_table([*header, "masked", "of harmful tokens"], lines)
 
@@ -66,9 +68,10 @@ def _against_baseline(content: Content, name: str) -> str:
     return DASH
 
 
-def _notes(content: Content) -> list[str]:
+def _notes(contents: Sequence[Content]) -> list[str]:
+    alone = " Of one seed, intervals are over the prompts." if 1 in map(most_seeds, contents) else ""
     return [
-        spread(content),
+        spread(max(contents, key=most_seeds)) + alone,
         "A star: beyond noise, p < 0.05 after Holm's adjustment over all pairs of the comparison. Masked: response",
         "tokens of weight 0.",
     ]
