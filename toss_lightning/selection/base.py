@@ -149,8 +149,8 @@ class TokenWeights:
                         f"{where}: row {row_id}: {len(of_row)} values of {name} for {tokens[row_id]} response tokens:"
                         " give one for each"
                     )
-                if name in ("weight", "anchor") and not (np.isfinite(of_row).all() and (of_row >= 0).all()):
-                    raise StoreError(f"{where}: row {row_id}: a {name} is negative or not finite: give 0 or more")
+                if name in ("weight", "anchor") and not np.isfinite(of_row).all():
+                    raise StoreError(f"{where}: row {row_id}: a {name} is not a finite number: give one for each token")
         if not self.anchor and not any(values.any() for values in self.weights.values()):
             raise StoreError(
                 f"{where}: this selection gives every token the weight 0, which leaves no token to train on: select"
