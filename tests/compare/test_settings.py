@@ -69,7 +69,7 @@ def test_a_file_counts_with_its_content(tmp_path):
     for contents in (("1", "1"), ("2", "1"), ("2", "2")):
         rows.write_text(contents[0])
         asked.write_text(contents[1])
-        settings._digest_of_file.cache_clear()  # within one command a file is read once
+        settings._digest_of_version.cache_clear()  # within one command a file is read once
         found.append(fingerprint(overlays, ["target", "test"], 1))
     first, second, third = found
     assert first["training"] != second["training"] == third["training"]
@@ -106,7 +106,7 @@ def test_a_setting_may_name_the_seed_of_its_run(tmp_path):
         assert f'--data.harmful=[{{"path": "{tmp_path}/rows-{seed}.jsonl"}}]' in arguments
 
     (tmp_path / "rows-2.jsonl").write_text("b")
-    settings._digest_of_file.cache_clear()
+    settings._digest_of_version.cache_clear()
     again = made(path)[1]
     assert again["A", 1].made_from == runs["A", 1].made_from
     assert again["A", 2].made_from != runs["A", 2].made_from

@@ -205,15 +205,21 @@ class TossPlan(PlanLoop):
                 f"{self._selection_path}: made for another kind of loop.selection than {type(self.selection).__name__}:"
                 " give the one that it was made with, or select again"
             )
-        if (weights.anchor and not isinstance(self.selection, Anchored)) or (
-            weights.report.get("safety_rows", 0) != self.method.companion_rows
-        ):
-            maker = weights.report.get("method", "another loop.selection")
-            raise StoreError(
-                f"{self._selection_path}: made by {maker}, whose anchors {type(self.selection).__name__} does not set:"
-                " give the loop.selection that it was made with"
-            )
+        if self.selection_from:
+            self._check_anchors(weights)
         return weights
+
+    def _check_anchors(self, weights: TokenWeights) -> None:
+        """Refuses anchors of another run's selection that this run's would train with otherwise."""
+        report, ours = weights.report, Method(self.selection)
+        named = ours.selected(int(report.get("round", 0)))
+        maker = report.get("method", named)
+        rows = report.get("safety_rows", ours.companion_rows)
+        if (weights.anchor and maker != named) or rows != ours.companion_rows:
+            raise StoreError(
+                f"{self._selection_path}: made by {maker} with {rows} safety rows in each step, and loop.selection is"
+                f" {named} with {ours.companion_rows}: give the one that it was made with"
+            )
 
     # --- what identifies a run, and where it is -----------------------------------------------------------------------
 
