@@ -1,6 +1,7 @@
 """Errors that a person can act on: one line each, saying what is wrong, where, and what to do."""
 
 import signal
+from collections.abc import Iterable
 
 
 class TossError(Exception):
@@ -9,6 +10,22 @@ class TossError(Exception):
 
 class ConfigError(TossError):
     """A setting, or a combination of settings, that cannot work."""
+
+
+def check_settings(key: str, settings: object, rules: Iterable[tuple[str, bool, str]]) -> None:
+    """Refuses settings that cannot be used.
+
+    Args:
+        key: what a message names as their place.
+        settings: what holds them.
+        rules: name, whether its value is valid, and what is wanted.
+
+    Raises:
+        ConfigError: one is not valid.
+    """
+    for name, is_valid, wanted in rules:
+        if not is_valid:
+            raise ConfigError(f"{key}.{name}: {getattr(settings, name)} cannot be used: give {wanted}")
 
 
 class DataError(TossError):

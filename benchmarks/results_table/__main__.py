@@ -92,7 +92,8 @@ class Experiment:
             f"{self.name}, as it comes, fine-tuned with LoRA on" if self.base else first,
             f"NF4: {size.custom} custom rows, {SHARE:.0%} of them harmful (BeaverTails), the others gsm8k and general",
             f"instructions; references from {size.reference} rows each; one epoch, learning rate 5e-4; {size.pairs}",
-            f"held-out pairs and {size.task} held-out rows of the task.",
+            f"held-out pairs and {size.task} held-out rows of the task; {size.safety} safe rows for methods that draw",
+            "on such.",
         ]
 
     def page(self, part: str, suffix: str = ".md") -> Path:

@@ -246,6 +246,7 @@ def test_a_test_without_checkpoints_heeds_sigterm_and_goes_on(tiny_model, tiny_s
         ({"batch_size": 0}, "loop.evaluation.batch_size: 0: give 1 or more"),
         ({"sampling": Sampling(top_p=2)}, "loop.evaluation.sampling.top_p: 2 cannot be used"),
         ({"judges": [KeywordJudge(), KeywordJudge()]}, "loop.evaluation.judges: KeywordJudge stands twice"),
+        ({"adapters": []}, "loop.evaluation.adapters: none is named: name some, or leave the key out"),
         ({"adapters": ["other"]}, "loop.evaluation.adapters: other: no adapter in .*; there is base"),
         ({"prompts": {"mine": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
         ({"sampling": Sampling(max_new_tokens=255)}, "max_new_tokens: 255 beside the"),

@@ -141,7 +141,14 @@ def test_pairs_share_their_request(tmp_path: Path) -> None:
     assert [turn.content for turn in pair.safe.messages] == ["How?", "No."]
 
 
-@pytest.mark.parametrize("row", [{"messages": turns("How?", "So.")}, {"prompt": "How?", "safe_reply": "No."}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": turns("How?", "So.")},
+        {"prompt": "How?", "safe_reply": "No."},
+        {"messages": turns("How?", " "), "safe_reply": "No."},
+    ],
+)
 def test_a_pair_lacks_a_reply(tmp_path: Path, row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"p.jsonl:1: pairs need messages that end in a harmful reply, and a text in"):
         load_pairs(Source(write(tmp_path / "p.jsonl", row)))

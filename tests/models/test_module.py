@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
+from runs import tiny_fit
 from transformers import AutoModelForCausalLM
 
 from toss_lightning.data import TossDataModule
@@ -230,10 +231,19 @@ def test_schedules(shape: str, wanted: list[float]) -> None:
         ({"optim": Optim(lr=-1.0)}, "model.optim.lr: -1.0 cannot be used: give 0 or more"),
         ({"optim": Optim(betas=(0.9, 1.0))}, r"model.optim.betas: \(0.9, 1.0\) cannot be used: give two numbers in"),
         ({"optim": Optim(weight_decay=-1.0)}, "model.optim.weight_decay: -1.0 cannot be used"),
-        ({"schedule": Schedule(warmup=100)}, "model.schedule.warmup: 100 is no share of a stage's optimizer steps"),
+        (
+            {"schedule": Schedule(warmup=100)},
+            "model.schedule.warmup: 100 cannot be used: give a share of a stage's",
+        ),
         ({"chunk": 0}, "model.chunk: 0 tokens: give at least 1"),
     ],
 )
 def test_settings_that_cannot_work_are_told_before_a_base_is_loaded(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         WeightedLoraModule(**settings)
+
+
+def test_float16_is_said_to_lose_small_gradients(tiny_model: str, tiny_sets: dict[str, str], tmp_path: Path) -> None:
+    base = Base(tiny_model, quantization="none", dtype="float16")
+    with pytest.warns(UserWarning, match=r"model\.base\.dtype: float16 has no room for small gradients"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target"], module={"base": base})

@@ -138,7 +138,7 @@ class Replies:
         return [found[row] for row in range(len(prompts))]
 
     def _check_lengths(self, prompts: Sequence[Prompt], ids: Sequence[np.ndarray]) -> None:
-        limit = getattr(self.module.bank.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self.module.context
         longest = max(range(len(ids)), key=lambda row: len(ids[row]))
         if limit is not None and len(ids[longest]) + self.sampling.max_new_tokens > limit:
             raise ConfigError(

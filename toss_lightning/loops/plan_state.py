@@ -127,8 +127,7 @@ class PlanState(_FitLoop, ABC):
     @property
     def saver(self) -> PlanCheckpoint | None:
         """The callback that writes checkpoints; None where the Trainer has none."""
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next((one for one in callbacks if isinstance(one, PlanCheckpoint)), None)
+        return self.stopper if isinstance(self.stopper, PlanCheckpoint) else None
 
     def is_left_out(self, step: Stage | Action) -> bool:
         """The step belongs to a round that is not run any more."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import PreTrainedModel
 
-from toss_lightning.errors import ConfigError, ModelError
+from toss_lightning.errors import ModelError, check_settings
 from toss_lightning.files import new_directory
 from toss_lightning.models.base import base_fingerprint
 
@@ -59,13 +59,12 @@ class Lora:
         Raises:
             ConfigError: a number is out of range.
         """
-        for key, is_valid, wanted in (
+        rules = (
             ("r", self.r >= 1, "1 or more"),
             ("alpha", self.alpha > 0, "a number above 0"),
             ("dropout", 0 <= self.dropout < 1, "a share in [0, 1)"),
-        ):
-            if not is_valid:
-                raise ConfigError(f"model.lora.{key}: {getattr(self, key)} cannot be used: give {wanted}")
+        )
+        check_settings("model.lora", self, rules)
 
 
 class AdapterBank:

@@ -288,6 +288,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many tokens the model reads at most, where its configuration says so."""
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
 def output_head(model: PreTrainedModel) -> nn.Module:
     """The layer that turns hidden states into logits."""
     head = model.get_output_embeddings()

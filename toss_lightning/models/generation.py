@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import check_settings
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,13 @@ class Sampling:
         Raises:
             ConfigError: a number is out of range.
         """
-        for name, valid, wanted in (
+        rules = (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("temperature", self.temperature >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "a share in (0, 1]"),
             ("repetition_penalty", self.repetition_penalty > 0, "a number above 0; 1 changes nothing"),
-        ):
-            if not valid:
-                raise ConfigError(f"{key}.{name}: {getattr(self, name)} cannot be used: give {wanted}")
+        )
+        check_settings(key, self, rules)
 
 
 @torch.no_grad()

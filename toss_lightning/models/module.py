@@ -19,7 +19,16 @@ from toss_lightning.errors import ConfigError, TrainingError
 from toss_lightning.gradients import Correction
 from toss_lightning.identity import check_identity, name_plugin, settings_of
 from toss_lightning.models.adapters import BASE, SLOT, AdapterBank, Lora
-from toss_lightning.models.base import Base, compute_dtype, describe, load_base, load_tokenizer, resolve, stored_digest
+from toss_lightning.models.base import (
+    Base,
+    compute_dtype,
+    context_of,
+    describe,
+    load_base,
+    load_tokenizer,
+    resolve,
+    stored_digest,
+)
 from toss_lightning.models.divergence import base_divergence
 from toss_lightning.models.losses import CHUNK, OutputHead, check_head, response_hidden, token_losses
 from toss_lightning.models.objective import Batch, Bilevel, Objective
@@ -150,8 +159,7 @@ class WeightedLoraModule(LightningModule):
     @property
     def context(self) -> int | None:
         """How many tokens the base reads at most, where its configuration says so."""
-        found: int | None = getattr(self.bank.model.config.get_text_config(), "max_position_embeddings", None)
-        return found
+        return context_of(self.bank.model)
 
     def fingerprints(self) -> dict[str, str]:
         """What token losses depend on here, beside the adapter: the base and its precision."""

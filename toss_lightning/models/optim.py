@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import check_settings
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,12 @@ class Optim:
         Raises:
             ConfigError: one is out of range.
         """
-        for key, is_valid, wanted in (
+        rules = (
             ("lr", 0 <= self.lr < math.inf, "0 or more"),
             ("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
-        ):
-            if not is_valid:
-                raise ConfigError(f"model.optim.{key}: {getattr(self, key)} cannot be used: give {wanted}")
+        )
+        check_settings("model.optim", self, rules)
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,8 @@ class Schedule:
         Raises:
             ConfigError: it is outside [0, 1].
         """
-        if not 0 <= self.warmup <= 1:
-            raise ConfigError(
-                f"model.schedule.warmup: {self.warmup} is no share of a stage's optimizer steps: give one in [0, 1]"
-            )
+        wanted = "a share of a stage's optimizer steps, in [0, 1]"
+        check_settings("model.schedule", self, [("warmup", 0 <= self.warmup <= 1, wanted)])
 
     def factor(self, step: int, steps: int) -> float:
         """What the highest rate is multiplied by at ``step`` (from 0) of ``steps``."""

@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from toss_lightning.errors import ConfigError, ModelError
-from toss_lightning.models.base import Base, load_base, load_tokenizer
+from toss_lightning.models.base import Base, context_of, load_base, load_tokenizer
 
 Turn = dict[str, Any]
 """A message of a chat: ``role`` and ``content``."""
@@ -203,7 +203,7 @@ class LocalModel(Backend):
         rows: list[list[int]] = (
             self.tokenizer(list(prompts), add_special_tokens=special_tokens)["input_ids"] if prompts else []
         )
-        room = getattr(self.loaded.config.get_text_config(), "max_position_embeddings", None)
+        room = context_of(self.loaded)
         answers: list[Answer | None] = [None] * len(rows)
         fitting = []
         for index, row in enumerate(rows):
