@@ -7,7 +7,7 @@ from pathlib import Path
 from panels import Panel, Point, draw
 from tables import CLOSED, KEPT, MARGIN, REFUSAL, Content, heading, kept, measures_of, read, spread, table, unfinished
 
-TITLE = re.compile(r"(.+?), (?:d = ([\d.]+)|automatic(?:, .+)?)")
+TITLE = re.compile(r"(.+?), (?:d = ([\d.]+)|automatic.*)")
 """Of a method whose discard ratio is varied, or found by itself."""
 
 

@@ -16,6 +16,7 @@ from tables import (
     called,
     heading,
     kept,
+    most_seeds,
     part,
     read,
     run_of,
@@ -80,7 +81,7 @@ def notes(content: Content) -> list[str]:
 
 
 def goal(content: Content) -> str:
-    """Which methods reach the goal, by their means."""
+    """Which methods reach the goal, by their means over all seeds."""
     measures = {one["name"]: one for one in content["measures"]}
     closed = measures[REFUSAL]["gap_closed"]["methods"]
 
@@ -90,7 +91,9 @@ def goal(content: Content) -> str:
     met = [
         name
         for name in content["methods"]
-        if at_least(closed.get(name), CLOSED) and at_least(kept(content, name), KEPT)
+        if len(content["seeds"][name]) == most_seeds(content)
+        and at_least(closed.get(name), CLOSED)
+        and at_least(kept(content, name), KEPT)
     ]
     return (
         f"Goal, {CLOSED:.0%} of the gap in refusals at {KEPT:.0%} of the oracle's utility, by the means:"
