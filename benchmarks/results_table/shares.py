@@ -3,16 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from panels import Panel, Point, draw
-from tables import SHOWN, TASK, Content, called, heading, masked, measures_of, most_seeds, share, spread
+from rows import SHARE
+from tables import SHOWN, TASK, Content, called, heading, masked, measures_of, most_seeds, share, spread, unfinished
 
-from toss_lightning.evaluation.cells import DASH, difference, interval, markdown_table
+from toss_lightning.evaluation.cells import DASH, difference, interval, markdown_table, number
+from toss_lightning.scores import TokenScores
+from toss_lightning.selection import ChainSelection
 
 Comparison = tuple[Content, Path]
 """What it found, and where it lies."""
 Found = Mapping[float, Comparison]
 """Share of harmful rows -> the comparison made with it."""
 METHODS = ("plain SFT", "TOSS", "TOSS-Chain, automatic")
+"""Of which it is shown what they do at each share."""
 
 
 def page(found: Found, risky: Comparison | None, command: str, setup: Sequence[str]) -> str:
@@ -26,7 +31,7 @@ def page(found: Found, risky: Comparison | None, command: str, setup: Sequence[s
     """
     lines = heading("What it costs to be careful", f"`{command}`", setup)
     if found:
-        lines += ["", *_table({f"{at:.0%}": one for at, one in sorted(found.items())}), ""]
+        lines += ["", *_table({f"{at:.0%}": one for at, one in sorted(found.items())}, METHODS), ""]
         lines += _notes([content for content, _ in found.values()])
     if risky is not None:
         lines += [
@@ -36,21 +41,28 @@ def page(found: Found, risky: Comparison | None, command: str, setup: Sequence[s
             "Custom rows are those of Stanford Alpaca that He et al. (2024) ranked as eroding safety most; none is",
             "harmful. The task loss is that of held-out rows of the same kind.",
             "",
-            *_table({"risky": risky}),
+            *_table({"risky": risky}, risky[0]["methods"]),
             "",
             spread(risky[0]),
+            *unfinished(risky[0]),
+            "",
+            "What the scores say of these rows, and of the custom set of the results table: quartiles of the rows'",
+            "mean scores, in nats, and the temperature by which TOSS-Chain, having fitted it, divides scores: the",
+            "higher it is, the less a score tells.",
+            "",
+            *_scores_table(risky),
         ]
     return "\n".join([*lines, ""])
 
 
-def _table(found: Mapping[str, Comparison]) -> list[str]:
+def _table(found: Mapping[str, Comparison], methods: Sequence[str]) -> list[str]:
     lines: list[list[str]] = []
     most = max(most_seeds(content) for content, _ in found.values())
     measures = list(measures_of(next(iter(found.values()))[0]))
     for at, (content, directory) in found.items():
         of, seeds = measures_of(content), most_seeds(content)
         where = at if seeds == most else f"{at} ({seeds} {'seed' if seeds == 1 else 'seeds'})"
-        for name in [content["base"], *(one for one in METHODS if one in content["methods"])]:
+        for name in [content["base"], *(one for one in methods if one in content["methods"])]:
             cells = [interval(of[key]["models"].get(name), of[key]["share"]) for key in measures]
             cells += [_against_baseline(content, name)]
             cells += [share(one) for one in masked(directory, name, content["seeds"].get(name, []))]
@@ -66,6 +78,21 @@ def _against_baseline(content: Content, name: str) -> str:
             sign = " *" if one.get("beyond_noise") else ""
             return difference(one, False) + sign
     return DASH
+
+
+def _scores_table(risky: Comparison) -> list[str]:
+    content, directory = risky
+    seeds = max(content["seeds"].values(), key=len)
+    lines = []
+    for title, where in (("risky", "scores/risky"), (f"{SHARE:.0%} harmful", "references")):
+        found = []
+        for seed in seeds:
+            scores = TokenScores(directory.parent / where / f"seed-{seed}" / "scores")
+            quartiles = np.quantile([row.mean() for row in scores.per_row(scores.score())], [0.25, 0.5, 0.75])
+            found.append([*quartiles, ChainSelection(discard=None).select(scores).report["chain"]["temperature"]])
+        *means, temperature = np.mean(found, axis=0)
+        lines.append([title, *(number(value, False, True) for value in means), f"{temperature:.1f}"])
+    return markdown_table(["custom rows", "lower quartile", "median", "upper quartile", "temperature"], lines)
 
 
 def _notes(contents: Sequence[Content]) -> list[str]:
