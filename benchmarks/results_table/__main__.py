@@ -196,7 +196,8 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
 
     if "main" in parts and experiment.is_made("main"):
         write(page(work, experiment.seeds, f"{command} --only main", setup), "")
-        write(short_page(work, f"{command} --only main", setup), "short")
+        if experiment.base is None:
+            write(short_page(work, f"{command} --only main", setup), "short")
         shutil.copy(work / "main" / "compare.svg", experiment.page("", ".svg"))
     if "ablations" in parts and experiment.is_made("ablations"):
         write(ablations.page(work, f"{command} --only ablations", setup), "ablations")
