@@ -73,8 +73,8 @@ def picture(work: Path) -> str:
 
 def _lines(content: Content, measure: Content) -> Iterator[tuple[str, Mapping[float, Point]]]:
     for family, settings in families(content).items():
-        values = {d: measure["models"][name] for name, d in settings.items() if d is not None}
-        yield family, {d: Point.of(one) for d, one in values.items()}
+        if values := {d: measure["models"][name] for name, d in settings.items() if d is not None}:
+            yield family, {d: Point.of(one) for d, one in values.items()}
 
 
 def _levels(content: Content, measure: Content) -> dict[str, float]:
