@@ -122,7 +122,7 @@ def spread(content: Content) -> str:
     seeds = most_seeds(content)
     if seeds == 1:
         return "One seed; in brackets 95 % intervals over the prompts, which say nothing of another seed."
-    alone = [name for name, of in content["seeds"].items() if len(of) == 1]
+    alone = any(len(of) == 1 for of in content["seeds"].values())
     return (
         f"Mean over {seeds} seeds; in brackets 95 % intervals over the seeds, of the base"
         f"{' and of methods with one seed' if alone else ''} over the prompts."
