@@ -286,8 +286,16 @@ def test_nothing_more_is_asked_once_a_request_has_failed(server: Server) -> None
     assert len(server.bodies) < 10
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, though a Trainer in this process may have taken the signal for itself."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_who_waits_to_ask_again_is_woken_by_a_failure_and_by_ctrl_c(server: Server) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a Trainer in this process may have taken it
     late = (429, {"Retry-After": "20"}, "")
     server.replies = [late, late, (401, {}, "no")]
     endpoint = Endpoint("keeper", server.url, workers=3, retries=1)
@@ -301,7 +309,6 @@ def test_who_waits_to_ask_again_is_woken_by_a_failure_and_by_ctrl_c(server: Serv
     with endpoint.ready(CPU), pytest.raises(KeyboardInterrupt):
         endpoint.answer(chats)
     timer.join()
-    signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 15, "neither has waited for as long as the endpoint asks"
     assert len(server.bodies) == 6
 
