@@ -18,6 +18,7 @@ Writes benchmarks/results/results_table*.md and .svg, of another base with its n
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ import shares
 from align import align
 from report import page, short_page
 from rows import ALIGNMENT, SHARE, SHARES, SMALL, Size, write_prompts, write_rows
-from tables import read
+from tables import asked, read
 
 from toss_lightning.models.base import Base, resolve
 
@@ -41,7 +42,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 BUNDLED = "bundled:smollm2-135m-instruct"
 PARTS = ("main", "ablations", "contamination", "risky")
-PROMPTS = ("beavertails", "advbench", "harmbench")
 STOPPED = 128
 """An exit code from here on is that of a signal."""
 OTHER_SHARES = [f"{share:g}" for share in SHARES if share != SHARE]
@@ -115,20 +115,21 @@ class Experiment:
             raise SystemExit(code)
         return code
 
-    def claim(self) -> None:
-        """Notes in the directory whose it is.
+    def claim(self, **facts: str) -> None:
+        """Notes in the directory whose it is, and what is made in it once and for all.
+
+        Args:
+            facts: what that is made from.
 
         Raises:
             SystemExit: it is another experiment's, whose base, rows and scores would be taken for this one's.
         """
-        ours, note = {"base": self.base, "small": self.small}, self.work / "experiment.json"
-        theirs = json.loads(note.read_text(encoding="utf-8")) if note.exists() else ours
-        if theirs != ours:
-            raise SystemExit(
-                f"{self.work}: is of an experiment with {theirs}, and this one has {ours}: give another --work"
-            )
+        ours, note = {"base": self.base, "small": self.small, **facts}, self.work / "experiment.json"
+        theirs = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+        if other := [name for name, fact in ours.items() if theirs.get(name, fact) != fact]:
+            raise SystemExit(f"{self.work}: is of an experiment with another {', '.join(other)}: give another --work")
         self.work.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(ours), encoding="utf-8")
+        note.write_text(json.dumps({**theirs, **ours}, indent=2), encoding="utf-8")
 
     def is_made(self, name: str) -> bool:
         """Whether a comparison has come to its end, or to a report of what is done."""
@@ -140,8 +141,6 @@ def prepare(experiment: Experiment, data: Path) -> None:
     work = experiment.work
     write_rows(data, work / "rows", experiment.size, experiment.seeds)
     write_prompts(data, work / "rows")
-    for name in PROMPTS:
-        shutil.copy(data / f"prompts_{name}.jsonl", work / "rows")
     for file in (*HERE.glob("*.yaml"), HERE / "labels.py"):
         shutil.copy(file, work)
     contamination = (work / "contamination.yaml").read_text(encoding="utf-8")
@@ -149,8 +148,12 @@ def prepare(experiment: Experiment, data: Path) -> None:
     for share in OTHER_SHARES:
         text = contamination.replace("{share}", share)
         (work / f"contamination_{share}.yaml").write_text(text, encoding="utf-8")
+    once = [work / "common.yaml", work / "references.yaml", work / "rows" / "align.jsonl"]
+    once += [work / "rows" / f"{kind}_{seed}.jsonl" for kind in ("utility", "harmful") for seed in experiment.seeds]
+    experiment.claim(**{file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in once})
     if experiment.base is None:
-        align(BUNDLED, work / "rows" / "align.jsonl", work / "base", work)
+        alone = replace(experiment, threads=os.cpu_count() or 1)
+        align(BUNDLED, work / "rows" / "align.jsonl", work / "base", work, alone.toss)
     elif not (work / "base").exists():
         (work / "base").symlink_to(Path(resolve(Base(experiment.base))).resolve())
 
@@ -195,12 +198,14 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
         experiment.page(part, suffix).write_text(text, encoding="utf-8")
 
     if "main" in parts and experiment.is_made("main"):
-        write(page(work, experiment.seeds, f"{command} --only main", setup), "")
+        tested = [*setup, *asked(HERE / "test.yaml")]
+        write(page(work, f"{command} --only main", tested), "")
         if experiment.base is None:
-            write(short_page(work, f"{command} --only main", setup), "short")
+            write(short_page(work, f"{command} --only main", tested), "short")
         shutil.copy(work / "main" / "compare.svg", experiment.page("", ".svg"))
     if "ablations" in parts and experiment.is_made("ablations"):
-        write(ablations.page(work, f"{command} --only ablations", setup), "ablations")
+        validated = [*setup, *asked(HERE / "validation.yaml")]
+        write(ablations.page(work, f"{command} --only ablations", validated), "ablations")
         write(ablations.picture(work), "ablations", ".svg")
     found = dict(by_share(experiment))
     if {"contamination", "risky"} & {*parts} and (found or experiment.is_made("risky")):
@@ -227,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/results_table"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], choices=range(1, 100), metavar="SEED")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--base", help="another chat model: a directory, a hub id or a .gguf file")

@@ -22,7 +22,7 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
     content = read(work / "ablations")
     lines = [
         *heading("What each part of TOSS is worth", f"`{command}`", setup),
-        "Measured on the validation split: other pairs, rows and prompts (HarmBench) than those of the results table.",
+        "That is the validation split: other pairs, rows and prompts than those of the results table.",
         "",
         *table(content, work / "ablations"),
         "",

@@ -1,8 +1,7 @@
 """A base with safety of its own to lose: LoRA on refusals, safe replies and plain tasks, merged into the weights."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,11 +14,21 @@ from toss_lightning.models.base import Base, resolve
 SEED = 0
 
 
-def align(base: str, rows: Path, to: Path, work: Path) -> None:
+def align(base: str, rows: Path, to: Path, work: Path, toss: Callable[..., int]) -> None:
     """Writes a merged model to ``to``, unless it is there.
 
     The weights that are trained beside and merged into are the same, in float32: merged into 4-bit weights, the
     adapter would be rounded away in part.
+
+    Args:
+        base: the model.
+        rows: what it is aligned on.
+        to: where the merged one goes.
+        work: where the run goes.
+        toss: runs a verb of the command line; gives its exit code.
+
+    Raises:
+        SystemExit: training fails, for which it has given the reason.
     """
     done = to / "aligned_on.json"
     if done.exists():
@@ -42,8 +51,8 @@ def align(base: str, rows: Path, to: Path, work: Path) -> None:
     }
     file = work / "align.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    if not (run_dir / "summary.json").exists():
-        subprocess.run([sys.executable, "-m", "toss_lightning", "fit", f"--config={file}"], check=True)
+    if not (run_dir / "summary.json").exists() and toss("fit", f"--config={file}"):
+        raise SystemExit(f"{run_dir}: no aligned base")
     path = resolve(Base(base))
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, str(run_dir / "adapters" / "target")).merge_and_unload()

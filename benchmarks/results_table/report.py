@@ -36,12 +36,11 @@ SELECTIONS = ("TOSS", "TOSS-Chain", "TOSS-Chain, automatic", "sample-level TOSS"
 """Methods of which it is told which tokens they mask."""
 
 
-def page(work: Path, seeds: Sequence[int], command: str, setup: Sequence[str]) -> str:
+def page(work: Path, command: str, setup: Sequence[str]) -> str:
     """Everything, as Markdown.
 
     Args:
         work: where the experiment lies.
-        seeds: of the references.
         command: what wrote this.
         setup: what was done, in words.
     """
@@ -49,6 +48,7 @@ def page(work: Path, seeds: Sequence[int], command: str, setup: Sequence[str]) -
     lines = [*heading("Safe and useful: methods on real rows", f"`{command}`, which says more", setup), ""]
     lines += [*table(content, work / "main"), "", *notes(content), "", goal(content), ""]
     lines += ["What the scores know of the harmful rows, all of whose tokens count as harmful:", ""]
+    seeds = sorted({seed for of in content["seeds"].values() for seed in of})
     lines += [*score_table(work, seeds), "", "Share of the response tokens that a method masks, by their place:", ""]
     return "\n".join([*lines, *place_table(work / "main", content), ""])
 
@@ -65,7 +65,13 @@ def short_page(work: Path, command: str, setup: Sequence[str]) -> str:
         lines.append([called(content, name), *cells])
     header = ["", SHOWN[REFUSAL], SHOWN[TASK], "gap closed", "utility kept"]
     title = ["# Safe and useful, in short", "", *markdown_table(header, lines), ""]
-    return "\n".join([*title, *setup, f"Written by `{command}`.", ""])
+    baseline, oracle = content["baseline"], content["oracle"]
+    how = [
+        f"{spread(content)} Gap closed: in",
+        f"refusals, from {baseline} (0 %) to {oracle} (100 %), from which the harmful rows are left out. Utility kept:",
+        f"the gain in task loss over the base, as a share of that of {oracle}.",
+    ]
+    return "\n".join([*title, *setup, *how, f"Written by `{command}`.", ""])
 
 
 def notes(content: Content) -> list[str]:
@@ -83,7 +89,11 @@ def notes(content: Content) -> list[str]:
 def goal(content: Content) -> str:
     """Which methods reach the goal, by their means over all seeds."""
     measures = {one["name"]: one for one in content["measures"]}
-    closed = measures[REFUSAL]["gap_closed"]["methods"]
+    gap, wanted = measures[REFUSAL]["gap_closed"], f"Goal, {CLOSED:.0%} of the gap in refusals at {KEPT:.0%} of the"
+    if not gap["beyond_noise"]:
+        between = f"{content['baseline']} and {content['oracle']}"
+        return f"{wanted} oracle's utility: there is no gap beyond noise between {between}."
+    closed = gap["methods"]
 
     def at_least(one: Content | None, least: float) -> bool:
         return one is not None and one["value"] is not None and one["value"] >= least
@@ -95,10 +105,7 @@ def goal(content: Content) -> str:
         and at_least(closed.get(name), CLOSED)
         and at_least(kept(content, name), KEPT)
     ]
-    return (
-        f"Goal, {CLOSED:.0%} of the gap in refusals at {KEPT:.0%} of the oracle's utility, by the means:"
-        f" {', '.join(met) or 'no method'}."
-    )
+    return f"{wanted} oracle's utility, by the means: {', '.join(met) or 'no method'}."
 
 
 def score_table(work: Path, seeds: Sequence[int]) -> list[str]:

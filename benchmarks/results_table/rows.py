@@ -80,10 +80,16 @@ def write_rows(data: Path, to: Path, size: Size, seeds: Sequence[int]) -> None:
 
 
 def write_prompts(data: Path, to: Path) -> None:
-    """Prompts without replies: those of XSTest that only sound dangerous go into a file of their own."""
-    rows = [json.loads(line) for line in (data / "prompts_xstest.jsonl").read_text(encoding="utf-8").splitlines()]
-    for label in ("benign", "harmful"):
-        _write(to / f"xstest_{label}.jsonl", [row for row in rows if row["label"] == label])
+    """Prompts without replies: of XSTest those that only sound dangerous, of HarmBench those that only mean harm.
+
+    HarmBench also asks for song texts, and about texts that do not stand in its prompts.
+    """
+    for name in ("beavertails", "advbench"):
+        _write(to / f"prompts_{name}.jsonl", _read(data / f"prompts_{name}.jsonl"))
+    benign = [row for row in _read(data / "prompts_xstest.jsonl") if row["label"] == "benign"]
+    _write(to / "xstest_benign.jsonl", benign)
+    standard = [row for row in _read(data / "prompts_harmbench.jsonl") if row["kind"] == "standard"]
+    _write(to / "harmbench_standard.jsonl", standard)
 
 
 class _Deck:
@@ -91,7 +97,7 @@ class _Deck:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = _read(path)
         random.Random(path.stem).shuffle(rows)
         self._rows: Iterator[Row] = iter(rows)
 
@@ -110,6 +116,10 @@ def _safe(row: Row) -> Row:
 def _interleaved(rows: list[Row]) -> list[Row]:
     """In a drawn order, so that every beginning of the list holds all kinds."""
     return random.Random(0).sample(rows, len(rows))
+
+
+def _read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:

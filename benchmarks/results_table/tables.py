@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from toss_lightning.evaluation.cells import DASH, interval, markdown_table, number
 
@@ -20,6 +21,8 @@ SHOWN = {
     TASK: "task loss ↓",
 }
 """Measure -> the heading of its column."""
+SETS = {"beavertails": "BeaverTails", "advbench": "AdvBench", "harmbench": "HarmBench", "xstest": "XSTest"}
+"""Prompt sets as their makers call them."""
 CLOSED, KEPT = 0.9, 0.98
 """The goal: share of the oracle's gap in refusals, and of its gain in task loss."""
 
@@ -33,6 +36,15 @@ def read(directory: Path) -> Content:
 def heading(title: str, written: str, setup: Sequence[str]) -> list[str]:
     """How a page begins: its title, what wrote it, and what was done."""
     return [f"# {title}", "", f"Written by {written}.", *setup]
+
+
+def asked(file: Path) -> list[str]:
+    """What is asked of every method, in words, by the configuration of an evaluation."""
+    evaluation = yaml.safe_load(file.read_text(encoding="utf-8"))["loop"]["evaluation"]
+    prompts = evaluation["prompts"].items()
+    sets = [f"{of['rows']} {of.get('label', 'benign')} prompts of {SETS[name]}" for name, of in prompts]
+    length = evaluation["sampling"]["max_new_tokens"]
+    return [f"Replies are to {', '.join(sets)}; they are greedy, and cut at {length} tokens."]
 
 
 def measures_of(content: Content) -> dict[str, Content]:
