@@ -10,7 +10,7 @@ from pathlib import Path
 from toss_lightning.compare.comparison import Comparison, WinRate
 from toss_lightning.compare.running import lock, run_all
 from toss_lightning.compare.runs import Run, list_runs, overlays, show_runs
-from toss_lightning.compare.settings import differing, say_differing
+from toss_lightning.compare.settings import differing, given, say_differing
 from toss_lightning.compare.spec import KEYS, load_comparison
 from toss_lightning.config_files import find_config
 from toss_lightning.errors import ConfigError, Stopped, TossError
@@ -63,7 +63,8 @@ def compare(args: Sequence[str]) -> int:
     command = read_command(args)
     comparison = load_comparison(_find(command.file), command.options)
     runs = list_runs(comparison)
-    differ = say_differing(differing({one.name: overlays(comparison, one) for one in comparison.methods}))
+    settings = {one.name: overlays(comparison, one) for one in comparison.methods}
+    differ = say_differing(differing(settings))
     for line in differ:
         print(f"note: methods differ in {line}", flush=True)
     if command.dry_run:
@@ -84,7 +85,7 @@ def compare(args: Sequence[str]) -> int:
         return 128 + end.signum if isinstance(end, Stopped) else 130
     try:
         if not failed or any(run.state() == "done" for run in runs):
-            _report(comparison, runs, differ)
+            _report(comparison, runs, differ, given(settings))
     finally:
         for problem in failed:
             print(problem, file=sys.stderr)
@@ -155,11 +156,11 @@ def _judge(comparison: Comparison, runs: Sequence[Run]) -> str | None:
     return None
 
 
-def _report(comparison: Comparison, runs: Sequence[Run], differ: Sequence[str]) -> None:
+def _report(comparison: Comparison, runs: Sequence[Run], differ: Sequence[str], helped: Sequence[str]) -> None:
     _hush()
     from toss_lightning.compare.report import report_comparison
 
-    report_comparison(comparison, runs, differ)
+    report_comparison(comparison, runs, differ, helped)
 
 
 def _hush() -> None:

@@ -59,7 +59,7 @@ def report(folder: Path, said: dict[tuple[str, int], dict[str, list[float | None
             ),
         ]
         finish(runs[name, seed], measures, task_loss=losses(name, seed))
-    report_comparison(comparison, list(runs.values()), [])
+    report_comparison(comparison, list(runs.values()), [], [])
     content: dict[str, Any] = json.loads((comparison.run_dir / "compare.json").read_text())
     return content
 

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             measure("harmful compliance", [0.0] * 40, harmful, judge="J"),
         ]
         finish(run, measures, 10.0 * (1 + NAMES.index(name)), task_loss=2.0 + share + draw.random() / 10)
-    report_comparison(comparison, list(runs.values()), ["model.optim.lr: 1 in A; 2 in B"])
+    report_comparison(comparison, list(runs.values()), ["model.optim.lr: 1 in A; 2 in B"], ["TOSS-Pro"])
     return comparison.run_dir
 
 
@@ -75,6 +75,7 @@ def test_markdown_has_a_line_for_each_model_and_a_statement_for_each_pair(conten
     assert "- Fewer seeds than the others: SPF (2)." in page
     assert "- Not there yet: SPF, seed 3." in page
     assert "- Methods differ in model.optim.lr: 1 in A; 2 in B." in page
+    assert "- Not in the time of TOSS-Pro: making the references, scores or selection that they were given." in page
     assert "(compare.svg)" in page
     assert "compare.svg" not in markdown(content)
 
@@ -251,7 +252,7 @@ def test_a_judge_that_never_decides_costs_the_picture_alone(tmp_path, capsys):
     comparison, runs = made(path)
     asked = measure("harmful compliance", [None, None], [None, None], judge="J")
     finish(runs["A", 1], [asked, measure("ROUGE-L, x", [0.1, 0.2], [0.2, 0.3], "higher", share=False, set="x")])
-    report_comparison(comparison, list(runs.values()), [])
+    report_comparison(comparison, list(runs.values()), [], [])
     said = capsys.readouterr().out.splitlines()[-2:]
     assert said == [
         "no picture: no model has both ROUGE-L, x and harmful compliance (J); name others with plot",

@@ -4,7 +4,15 @@ import pytest
 from made_runs import made, write_comparison
 
 from toss_lightning.compare import settings
-from toss_lightning.compare.settings import DEFAULT_PLAN, differing, find_plan, fingerprint, flatten, say_differing
+from toss_lightning.compare.settings import (
+    DEFAULT_PLAN,
+    differing,
+    find_plan,
+    fingerprint,
+    flatten,
+    given,
+    say_differing,
+)
 from toss_lightning.config_files import configs_directory, read_config
 from toss_lightning.errors import ConfigError
 from toss_lightning.loops.plan import TOSS_PLAN
@@ -74,6 +82,32 @@ def test_a_file_counts_with_its_content(tmp_path):
     first, second, third = found
     assert first["training"] != second["training"] == third["training"]
     assert first["evaluation"] == second["evaluation"] != third["evaluation"]
+
+
+@pytest.mark.parametrize("name", ["mine.Judge", "own.judges.Judge", "own.Judge"])
+def test_a_class_of_ones_own_counts_with_the_file_it_stands_in(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    files = {"mine.Judge": "mine.py", "own.judges.Judge": "own/judges.py", "own.Judge": "own/__init__.py"}
+    for file in files.values():
+        (tmp_path / file).write_text("raise RuntimeError('imported')")
+    overlays = [{"loop.selection.class_path": name}, {"loop.evaluation.judges": [{"class_path": name}]}]
+    first = fingerprint(overlays, ["target", "test"], 1)
+    assert fingerprint(overlays, ["target", "test"], 1) == first
+    (tmp_path / files[name]).write_text("raise RuntimeError('imported again')")
+    second = fingerprint(overlays, ["target", "test"], 1)
+    assert second["training"] != first["training"]
+    assert second["evaluation"] != first["evaluation"]
+
+
+def test_methods_that_are_given_what_others_make_are_known():
+    methods = {
+        "a": [{"loop.plan": ["target"]}],
+        "b": [{"loop.scores_from": None}, {"loop.scores_from": "scores"}],
+        "c": [{"model.references.utility": "there"}],
+        "d": [{"loop.scores_from": "scores"}, {"loop.scores_from": None}],
+    }
+    assert given(methods) == ["b", "c"]
 
 
 def test_differing_settings_leave_out_what_makes_a_method():

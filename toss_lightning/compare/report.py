@@ -22,13 +22,16 @@ UTILITY = ("over-refusal",)
 """The same for what it shows to the right, where there is no measure of utility."""
 
 
-def report_comparison(comparison: Comparison, runs: Sequence[Run], differ: Sequence[str]) -> None:
+def report_comparison(
+    comparison: Comparison, runs: Sequence[Run], differ: Sequence[str], helped: Sequence[str]
+) -> None:
     """Writes compare.json, .md, .csv, .tex and .svg into the directory of the comparison, and prints the tables.
 
     Args:
         comparison: what was asked for.
         runs: all of its runs, done or not.
         differ: settings in which the methods differ beside those that make them what they are, in words.
+        helped: methods that were given references, scores or a selection.
 
     Raises:
         StoreError: no run is done, a file is damaged, or the disk refuses.
@@ -40,6 +43,7 @@ def report_comparison(comparison: Comparison, runs: Sequence[Run], differ: Seque
     content["missing"] = [run.title for run in runs if run.seed not in outcomes.get(run.method, {})]
     content["unjudged"] = unjudged
     content["differing"] = list(differ)
+    content["given"] = list(helped)
     axes, problems = choose_axes(content["measures"], comparison.plot)
     if axes:
         content["plot"] = {axis: one["title"] for axis, one in axes.items()}

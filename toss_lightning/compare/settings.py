@@ -6,8 +6,12 @@ from other settings, and in which settings methods differ.
 
 import hashlib
 import json
+import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,10 @@ OWN = (
     *("loop.scores_from", "loop.scores_round", "loop.selection_from", "model.references"),
 )
 """Keys that make a method what it is, or give it what it would make itself."""
+GIVEN = ("loop.scores_from", "loop.selection_from", "model.references.utility", "model.references.degraded")
+"""Keys that give a method what it would otherwise take time to make."""
+CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+"""A class that is named by its path."""
 MANAGED = ("run_dir", "ckpt_path", "seed_everything", "loop.plan")
 """Keys that the comparison gives every run, whatever its files say."""
 
@@ -64,7 +72,8 @@ def find_plan(overlays: Sequence[Flat], name: str) -> list[str]:
 def fingerprint(overlays: Sequence[Flat], plan: Sequence[str], seed: int) -> dict[str, str]:
     """Identifies what a run is trained from, and what it is asked afterwards.
 
-    Files that the settings name count with their content, directories and hub datasets with their name.
+    Files that the settings name count with their content, and so does the file of a class that is not of this package;
+    directories and hub datasets count with their name.
     """
     parts: dict[str, list[Any]] = {"training": [list(plan), seed], "evaluation": []}
     for flat in overlays:
@@ -73,6 +82,12 @@ def fingerprint(overlays: Sequence[Flat], plan: Sequence[str], seed: int) -> dic
                 part = "evaluation" if key.startswith("loop.evaluation") else "training"
                 parts[part].append([key, value, _content(value)])
     return {part: _digest(json.dumps(facts, default=str)) for part, facts in parts.items()}
+
+
+def given(methods: Mapping[str, Sequence[Flat]]) -> list[str]:
+    """Methods that are given what others make: name -> its settings, the later ones winning."""
+    merged = {name: _merge(overlays) for name, overlays in methods.items()}
+    return [name for name, flat in merged.items() if any(flat.get(key) for key in GIVEN)]
 
 
 def differing(methods: Mapping[str, Sequence[Flat]]) -> dict[str, dict[str, Any]]:
@@ -117,12 +132,31 @@ def _merge(overlays: Sequence[Flat]) -> Flat:
 
 
 def _content(value: Any) -> list[str]:
-    """Digests of the files that a value names."""
+    """Digests of the files that a value names, itself or as a class that stands in one."""
     if isinstance(value, list | tuple):
         return [one for inner in value for one in _content(inner)]
     if isinstance(value, Mapping):
         return [one for inner in value.values() for one in _content(inner)]
-    return [_digest_of_file(value)] if isinstance(value, str) and _is_file(value) else []
+    if not isinstance(value, str):
+        return []
+    file = value if _is_file(value) else _source_of(value)
+    return [] if file is None else [_digest_of_file(file)]
+
+
+def _source_of(name: str) -> str | None:
+    """The file of a class that is named by its path; nothing is imported."""
+    parts = name.split(".")
+    if not CLASS.fullmatch(name) or parts[0] == __name__.partition(".")[0]:
+        return None
+    # runs are started as python -m, which looks here first
+    places: Sequence[str] = [os.getcwd(), *sys.path]
+    file = None
+    for part in parts[:-1]:
+        spec = PathFinder.find_spec(part, places)
+        if spec is None:
+            break
+        file, places = spec.origin, spec.submodule_search_locations or []
+    return file if file is not None and _is_file(file) else None
 
 
 def _is_file(name: str) -> bool:

@@ -52,6 +52,9 @@ def notes(content: Content) -> list[str]:
         f"Beyond noise: p < {NOISE:g} after Holm's adjustment over all pairs of a measure.",
         f"Time is that of training with all that a method needs, without evaluation, over {content['baseline']}'s.",
     ]
+    if content.get("given"):
+        given = ", ".join(content["given"])
+        found.append(f"Not in the time of {given}: making the references, scores or selection that they were given.")
     if content["oracle"] is not None:
         found += _notes_on_oracle(content)
     if any(measure["screening"] for measure in content["measures"]):
