@@ -1,6 +1,7 @@
 """A checkpoint of another run is refused by naming what differs."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,14 @@ def test_settings_are_text_in_a_fixed_order() -> None:
     assert settings_of(Lora(r=4)) == (
         "alpha=16, dora=False, dropout=0.0, r=4, rslora=False, targets=['q_proj', 'v_proj']"
     )
+
+
+def test_sets_paths_and_patterns_are_told_the_same_in_every_process() -> None:
+    class Mine:
+        def __init__(self) -> None:
+            self.words, self.file, self.pattern = {"no", "never", "cannot"}, Path("a.txt"), re.compile("no+")
+
+    assert settings_of(Mine()) == "file=a.txt, pattern=re.compile('no+'), words='cannot', 'never', 'no'"
 
 
 def test_what_a_configuration_cannot_hold_is_left_out() -> None:

@@ -36,6 +36,13 @@ def test_a_prompt_is_read_from_what_sets_call_it(tmp_path: Path, row: dict[str, 
     assert prompt.category == "odd"
 
 
+def test_what_a_prompt_is_about_stands_before_it(tmp_path: Path) -> None:
+    rows = {"behavior": "Add to this list", "context": "1. Beans"}, {"behavior": "How?", "context": None}
+    path = write(tmp_path / "p.jsonl", *rows)
+    found = load_prompts("mine", PromptSet(path, label="harmful"))
+    assert [one.text for one in found] == ["1. Beans\n\n---\n\nAdd to this list", "How?"]
+
+
 def test_turns_before_the_last_question_stay(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", {"messages": turns("Who?", "Me.", "How?", "So.")})
     (prompt,) = load_prompts("mine", PromptSet(path, label="benign"))

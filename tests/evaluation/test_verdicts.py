@@ -66,6 +66,19 @@ def test_a_judge_with_other_settings_judges_anew(tmp_path: Path) -> None:
     assert judged(Length(3), said("b b"), tmp_path) == [True]
 
 
+def test_settings_of_any_type_tell_judges_apart(tmp_path: Path) -> None:
+    class Phrases(Length):
+        def __init__(self, phrases: set[str]) -> None:
+            super().__init__()
+            self.phrases = phrases
+
+        def judge(self, responses: Sequence[Response]) -> list[Verdict]:
+            return [Verdict(refused=one.text in self.phrases) for one in responses]
+
+    assert judged(Phrases({"no", "never"}), said("no"), tmp_path) == [True]
+    assert judged(Phrases({"never"}), said("no"), tmp_path) == [False]
+
+
 def test_a_judge_that_asks_otherwise_judges_anew(tmp_path: Path) -> None:
     class Asking(Length):
         asks = "Is it short?"
@@ -95,9 +108,10 @@ def test_what_it_costs_is_said_before(tmp_path: Path, capsys: pytest.CaptureFixt
 
 OWN = """
 from toss_lightning.evaluation import Judge, Verdict
+WORDS = {words}
 class Short(Judge):
     def judge(self, responses):
-        return [Verdict(refused=len(one.text.split()) < {words}) for one in responses]
+        return [Verdict(refused=len(one.text.split()) < WORDS) for one in responses]
 """
 
 

@@ -40,6 +40,11 @@ def benchmark_facts(found: Benchmarks) -> dict[str, Any]:
     return {"version": found.version, "tasks": tasks, "groups": groups}
 
 
+def digest_questions(found: Benchmarks) -> dict[str, str]:
+    """Identifies the questions of each task; see :func:`toss_lightning.evaluation.prompts.digest_asked`."""
+    return {name: one.digest for name, one in next(iter(found.results.values())).items()}
+
+
 def _pooled(group: Group, results: Mapping[str, TaskResult]) -> Iterator[Score]:
     """The scores of a group: each over the questions of all tasks that have it."""
     scores = [score for task in group.tasks for score in results[task].scores]

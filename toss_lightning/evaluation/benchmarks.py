@@ -75,6 +75,8 @@ class TaskResult:
     num_fewshot: int
     questions: int
     """Of the whole task, whatever the limit."""
+    digest: str
+    """Identifies the questions that were asked, as they were put, and their order."""
     scores: tuple[Score, ...]
 
 

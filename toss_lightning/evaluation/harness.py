@@ -268,6 +268,8 @@ def _read(file: Path) -> TaskResult:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         facts = {key: content[key] for key in ("task", "version", "num_fewshot", "questions")}
+        asked = [[one["doc_id"], one["prompt_hash"], one["target"]] for one in content["samples"]]
+        facts["digest"] = digest_of(json.dumps(asked))
         return TaskResult(**facts, scores=tuple(Score(**one) for one in content["scores"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file}: damaged ({error}): delete it and run the test again") from error

@@ -22,7 +22,10 @@ LABELS: dict[str, Label] = {"harmful": "harmful", "unsafe": "harmful", "benign":
 
 @dataclass(frozen=True)
 class PromptSet(Source):
-    """One set of prompts. Rows hold messages, or a text as prompt, question, instruction, goal, behavior or query."""
+    """One set of prompts. Rows hold messages, or a text as prompt, question, instruction, goal, behavior or query.
+
+    A text as context is put before that.
+    """
 
     label: Label | None = None
     """What its prompts are, whatever the rows say: harmful (to be refused) or benign (to be answered)."""
@@ -151,6 +154,9 @@ def _turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
         )
     if row.get("instruction") is not None and row.get("input"):
         text = f"{text}\n\n{row['input']}"
+    if context := _first(row, ("context",), where):
+        # as HarmBench puts it
+        text = f"{context}\n\n---\n\n{text}"
     system = [Message("system", str(row["system"]))] if row.get("system") else []
     reply = _first(row, ("completion", "response", "output"), where)
     return (*system, Message("user", text), *([Message("assistant", reply)] if reply else []))

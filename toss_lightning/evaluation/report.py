@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from toss_lightning.evaluation.benchmark_measures import benchmark_facts, benchmark_measures
+from toss_lightning.evaluation.benchmark_measures import benchmark_facts, benchmark_measures, digest_questions
 from toss_lightning.evaluation.divergence_svg import draw_divergence
 from toss_lightning.evaluation.evaluation import Evaluator, Findings
 from toss_lightning.evaluation.responses import write_responses
@@ -33,6 +33,7 @@ def report_evaluation(findings: Findings, evaluator: Evaluator, names: Mapping[s
         found += benchmark_measures(answered)
     content = report(found, findings, evaluator.evaluation.positions)
     content["lm_eval"] = benchmark_facts(answered) if answered is not None else None
+    content["asked"] |= digest_questions(answered) if answered is not None else {}
     write_responses(findings, directory / "responses.jsonl")
     write_json(directory / "evaluation.json", {**content, "names": dict(names)})
     moved = any(name != BASE for of in content["divergence"].values() for name in of)

@@ -164,12 +164,16 @@ def _folder(directory: Path, judge: Judge | PairwiseJudge) -> Path:
 
 
 def _origins(plugin: object) -> Iterator[str]:
-    """What verdicts depend on beside names and settings: the code of classes that are not ours, and local models."""
+    """What verdicts depend on beside names and settings: code that is not ours, and local models.
+
+    The code of a class is that of its whole file, which may hold its phrases and its helpers.
+    """
     for kind in type(plugin).__mro__:
         if kind.__module__.partition(".")[0] in (__name__.partition(".")[0], "builtins"):
             break
         try:
-            yield f"{kind.__module__}.{kind.__qualname__} {inspect.getsource(kind)}"
+            source = inspect.getsource(inspect.getmodule(kind) or kind)
+            yield f"{kind.__module__}.{kind.__qualname__} {source}"
         except (OSError, TypeError):  # typed at a prompt: known to this process alone
             yield f"{kind.__module__}.{kind.__qualname__} {os.getpid()} {id(kind)}"
     for name, value in sorted(vars(plugin).items()):
