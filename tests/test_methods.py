@@ -172,12 +172,12 @@ def test_one_is_shown_with_all_its_facts_and_its_configuration(capsys, name):
         assert fact in said
     assert str(ROOT / "docs/methods/spf.md") in said
     assert (configs_directory() / "methods/spf.yaml").read_text() in said
-    assert "toss fit --config toss --config methods/spf --config my_data.yaml" in said
+    assert "toss fit --config toss --config models/llama32_1b --config methods/spf --config my_data.yaml" in said
 
 
 def test_a_method_that_stands_alone_is_laid_over_nothing(capsys):
     assert main(["methods", "TOSS-Pro"]) == 0
-    assert "toss fit --config toss_pro --config my_data.yaml" in capsys.readouterr().out
+    assert "toss fit --config toss_pro --config models/llama32_1b --config my_data.yaml" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def show_method(method: Listed, config: Path) -> None:
         config: its file.
     """
     page = Path(__file__).parent.parent / method.page
-    laid_over = ["toss"] if "/" in method.config else []
+    model = "models/llama32_1b"
+    laid_over = ["toss", model, method.config] if "/" in method.config else [method.config, model]
     facts = {
         "acts on": method.acts_on,
         "needs": method.needs,
@@ -54,7 +55,7 @@ def show_method(method: Listed, config: Path) -> None:
         "source": method.source,
         "fidelity": method.fidelity,
         "page": str(page) if page.is_file() else f"{method.page}, among the project's sources",
-        "run": " --config ".join(["toss fit", *laid_over, method.config, "my_data.yaml"]),
+        "run": " --config ".join(["toss fit", *laid_over, "my_data.yaml"]),
         "try": f"toss fit --config demo --config {method.config}",
     }
     print(f"{method.title}, configs/{method.config}.yaml\n")
