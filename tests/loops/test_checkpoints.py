@@ -398,7 +398,7 @@ def test_a_slurm_job_that_nears_its_time_limit_is_requeued_with_a_checkpoint(
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     environment = {**os.environ, **SLURM, **array, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    # Lightning gives a process of ddp all cores otherwise, and sums of two threads may round otherwise than those of one
+    # Lightning gives a process of ddp all cores otherwise, and the sums of two threads may round as one thread does not
     environment["OMP_NUM_THREADS"] = "1"
     environment["PATH"] = f"{scontrol.parent}:{os.environ['PATH']}"
     done = subprocess.run(
