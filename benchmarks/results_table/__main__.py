@@ -18,7 +18,6 @@ Writes benchmarks/results/results_table*.md and .svg, of another base with its n
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -36,6 +35,7 @@ from report import page, short_page
 from rows import ALIGNMENT, SHARE, SHARES, SMALL, Size, write_prompts, write_rows
 from tables import asked, read
 
+from toss_lightning.data.scoring import digest_of
 from toss_lightning.models.base import Base, resolve
 
 HERE = Path(__file__).parent
@@ -150,7 +150,7 @@ def prepare(experiment: Experiment, data: Path) -> None:
         (work / f"contamination_{share}.yaml").write_text(text, encoding="utf-8")
     once = [work / "common.yaml", work / "references.yaml", work / "rows" / "align.jsonl"]
     once += [work / "rows" / f"{kind}_{seed}.jsonl" for kind in ("utility", "harmful") for seed in experiment.seeds]
-    experiment.claim(**{file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in once})
+    experiment.claim(**{file.name: digest_of(file.read_text(encoding="utf-8")) for file in once})
     if experiment.base is None:
         alone = replace(experiment, threads=os.cpu_count() or 1)
         align(BUNDLED, work / "rows" / "align.jsonl", work / "base", work, alone.toss)

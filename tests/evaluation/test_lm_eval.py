@@ -218,7 +218,8 @@ def test_nothing_is_asked_twice_and_what_changes_is_asked_anew(
     assert tested_again(settings(folder)) == [NEXT]
     assert results(tmp_path / "run") == before
     assert tested_again(settings(folder, tasks=[CHOICES], limit=3)) == [CHOICES] * 3
-    assert results(tmp_path / "run")["asked"][CHOICES] != before["asked"][CHOICES]
+    asked_of = f"lm_eval: {CHOICES}"
+    assert results(tmp_path / "run")["asked"][asked_of] != before["asked"][asked_of]
     changed = tmp_path / "changed"
     changed.mkdir()
     write_tasks(changed, [{**one, "right": 0} for one in questions()])

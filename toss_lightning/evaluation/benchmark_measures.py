@@ -41,8 +41,9 @@ def benchmark_facts(found: Benchmarks) -> dict[str, Any]:
 
 
 def digest_questions(found: Benchmarks) -> dict[str, str]:
-    """Identifies the questions of each task; see :func:`toss_lightning.evaluation.prompts.digest_asked`."""
-    return {name: one.digest for name, one in next(iter(found.results.values())).items()}
+    """Identifies the questions of each task, beside :func:`toss_lightning.evaluation.prompts.digest_asked`."""
+    # a prompt set may be called as a task is
+    return {f"lm_eval: {name}": one.digest for name, one in next(iter(found.results.values())).items()}
 
 
 def _pooled(group: Group, results: Mapping[str, TaskResult]) -> Iterator[Score]:
