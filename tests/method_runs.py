@@ -31,6 +31,8 @@ SCALED = {
     "methods/toss_dualselect": ["--model.correction.warmup=2"],
     "methods/sot": ["--loop.selection.steps=20"],
     "methods/toss_chain_anchor": ["--loop.selection.selection.discard=0.3"],
+    "methods/toss_chain_safe_instr": ["--loop.selection.discard=0.3"],
+    "methods/toss_chain_safegrad": ["--loop.selection.discard=0.3"],
 }
 """What a method needs so that it does something in 8 optimizer steps on 14 rows."""
 
