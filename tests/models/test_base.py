@@ -91,6 +91,13 @@ def test_the_fingerprint_knows_a_base_that_differs_within_but_not_how_it_is_cut_
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_a_base_is_the_same_where_another_device_is_the_default(model_64: str) -> None:
+    """As the GPU is while Lightning lets a module make its model."""
+    with torch.device("meta"):
+        there = stored_digest(Base(model_64))
+    assert there == stored_digest(Base(model_64))
+
+
 def test_weights_in_pickled_files_are_known_too(model_64: str, tmp_path: Path) -> None:
     weights = load_base(Base(model_64, quantization="none"), CPU).state_dict()
     for scale in (1.0, 2.0):

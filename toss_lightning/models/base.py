@@ -163,8 +163,10 @@ def stored_digest(base: Base) -> str:
     path = Path(resolve(base))
     if not path.is_dir():  # a hub id: what was loaded is in the cache
         path = Path(str(cached_file(str(path), "config.json", revision=base.revision or "main"))).parent
-    samples = sorted(chain.from_iterable(_samples(file) for file in path.glob("model*.safetensors")))
-    samples = samples or sorted(chain.from_iterable(_samples(file) for file in path.glob("pytorch_model*.bin")))
+    # files are read to the default device, which is the GPU while Lightning lets a module make its model
+    with torch.device("cpu"):
+        samples = sorted(chain.from_iterable(_samples(file) for file in path.glob("model*.safetensors")))
+        samples = samples or sorted(chain.from_iterable(_samples(file) for file in path.glob("pytorch_model*.bin")))
     digest = hashlib.blake2b(digest_size=12)
     for name, content in samples:
         digest.update(name.encode() + content)
