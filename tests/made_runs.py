@@ -46,14 +46,21 @@ def measure(name: str, base: Values, target: Values, better: str = "lower", **fa
     return {"name": name, "better": better, **kind, **facts, "adapters": intervals, "differences": [], "values": values}
 
 
-def finish(run: Run, measures: Sequence[dict[str, Any]], seconds: float = 10.0, **losses: float) -> None:
+def finish(
+    run: Run,
+    measures: Sequence[dict[str, Any]],
+    seconds: float = 10.0,
+    weak: dict[str, str] | None = None,
+    **losses: float,
+) -> None:
     """Leaves behind what a run would."""
     run.evaluation.parent.mkdir(parents=True)
     adapters = {"adapters": ["base", "target"], "names": {}, "agreement": [], "divergence": {}, "cut": {}}
     run.evaluation.write_text(json.dumps({"measures": list(measures), **adapters}))
     stages = {"target": {"seconds": seconds}, "test": {"seconds": 1000.0}}
     held_out = {"base": {"task_loss": 3.0}, "target": losses} if losses else {}
-    run.summary.write_text(json.dumps({"stages": stages, "held_out": held_out, "idle": []}))
+    summary = {"stages": stages, "held_out": held_out, "idle": [], "weak": weak or {}}
+    run.summary.write_text(json.dumps(summary))
     run.file("training", "evaluation")
 
 

@@ -45,7 +45,9 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert not list(finished.glob("**/*.tmp")), "nothing temporary is left"
 
 
-def test_the_summary_holds_counts_losses_times_versions_and_the_base(finished: Path, tiny_model: str) -> None:
+def test_the_summary_holds_counts_losses_times_versions_the_device_and_the_base(
+    finished: Path, tiny_model: str
+) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary["held_out"]) == {"base", "utility", "degraded", "sft", "target"}
     assert set(summary["held_out"]["base"]) == {"task_loss", "harmful_loss"}
@@ -61,6 +63,9 @@ def test_the_summary_holds_counts_losses_times_versions_and_the_base(finished: P
     }
     assert summary["selection"]["masked"] == int(0.1 * summary["selection"]["tokens"])
     assert summary["versions"]["lightning"].startswith("2.6")
+    assert summary["device"] == "cpu"
+    assert summary["peak_memory_mib"] > 0
+    assert summary["peak_gpu_memory_mib"] is None
     AutoModelForCausalLM.from_pretrained(summary["base_path"])
 
 

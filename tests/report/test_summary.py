@@ -44,6 +44,7 @@ def test_a_checkpoint_brings_everything_back() -> None:
     first = summary()
     first.of_round(1)["promoted"] = 3
     first.correction, first.idle, first.plain = {"corrected": 0}, ["nothing happened"], True
+    first.weak = {"degraded": "it learned nothing"}
     again = Summary()
     again.load_state(first.state())
     assert again == first
@@ -130,6 +131,35 @@ def test_a_selection_in_one_line(capsys) -> None:
     one.selection["rows_left_out"] = 2
     one.say_selected()
     assert capsys.readouterr().out.endswith("; 2 of 9 rows are left out\n")
+
+
+# --- references that learned nothing ----------------------------------------------------------------------------------
+
+
+def test_a_reference_that_learned_nothing_which_carries_over_is_said_loudly(capsys) -> None:
+    one = summary()
+    base = one.held_out["base"]
+    one.held_out["utility"] = {"task_loss": base["task_loss"] - 0.1, "harmful_loss": base["harmful_loss"] + 1}
+    one.held_out["degraded-1"] = {"task_loss": base["task_loss"] - 1, "harmful_loss": base["harmful_loss"] + 0.5}
+    one.judge_reference("utility", "utility")
+    assert capsys.readouterr().out == "", "what it makes of harmful rows is no fault of it"
+    one.judge_reference("degraded-1", "degraded")
+    warned = capsys.readouterr().out
+    assert warned.startswith(
+        "WARNING: the degraded reference, round 1 has learned nothing that carries over: its harmful loss on held-out"
+        f" rows is {base['harmful_loss'] + 0.5:.3f}, that of the base {base['harmful_loss']:.3f}. "
+    )
+    assert "loop.reference_epochs" in warned
+    one.say_weak()
+    assert capsys.readouterr().out == warned, "and once more at the end"
+    assert list(one.state()["weak"]) == ["degraded-1"]
+
+
+def test_a_reference_without_held_out_rows_is_not_judged(capsys) -> None:
+    one = Summary(held_out={"base": {"task_loss": 3.0}, "degraded": {"task_loss": 4.0}})
+    one.judge_reference("degraded", "degraded")
+    assert capsys.readouterr().out == ""
+    assert one.weak == {}
 
 
 # --- plug-ins that changed nothing ------------------------------------------------------------------------------------
@@ -224,7 +254,9 @@ def test_a_run_says_which_of_its_plug_ins_changed_nothing(
     )
     said = json.loads((tmp_path / "run/summary.json").read_text())
     assert (said["idle"], said["plain"]) == (idle, plain)
+    weak = {f"WARNING: {reason}" for reason in said["weak"].values()}
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    warnings = [line for line in warnings if line not in weak]
     assert warnings == [*(f"WARNING: {reason}" for reason in idle), *([PLAIN] if idle and plain else [])]
     if correction is not None:
         assert said["correction"]["corrected"] == (said["correction"]["steps"] if correction.halves else 0)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from toss_lightning.compare.measured import BASE, Measured, Outcomes, Values, held_out, in_order, of_prompts
+from toss_lightning.compare.measured import BASE, Measured, Outcome, Outcomes, Values, held_out, in_order, of_prompts
 from toss_lightning.compare.oracle import toward_oracle
 from toss_lightning.evaluation.noise import judged
 from toss_lightning.evaluation.statistics import paired_difference, paired_difference_over_seeds, t_interval
@@ -39,12 +39,18 @@ def compare_outcomes(
         "seeds": {name: sorted(outcomes[name]) for name in methods},
         "measures": [_facts(one, methods, baseline, oracle) for one in measures],
         "time": _times(outcomes, methods, baseline),
-        "idle": {
-            name: reasons
-            for name in methods
-            if (reasons := sorted({one for of in outcomes[name].values() for one in of.summary.get("idle", [])}))
-        },
+        "idle": {name: reasons for name in methods if (reasons := _idle(outcomes[name]))},
+        "weak": {name: reasons for name in methods if (reasons := _weak(outcomes[name]))},
     }
+
+
+def _idle(runs: Mapping[int, Outcome]) -> list[str]:
+    return sorted({reason for run in runs.values() for reason in run.summary.get("idle", [])})
+
+
+def _weak(runs: Mapping[int, Outcome]) -> list[str]:
+    of_seeds = sorted(runs.items())
+    return [f"seed {seed}: {reason}" for seed, run in of_seeds for reason in run.summary.get("weak", {}).values()]
 
 
 def _facts(measure: Measured, methods: Sequence[str], baseline: str, oracle: str | None) -> dict[str, Any]:

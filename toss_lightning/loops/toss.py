@@ -147,6 +147,8 @@ class TossLoop(TossPlan):
         """Looks at what a stage brought, before its adapter is filed."""
         if stage.adapter == "target":
             self._judge_method()
+        elif stage.adapter in REFERENCES:
+            self.summary.judge_reference(stage.name, stage.adapter)
 
     def _judge_method(self) -> None:
         """Files what the plug-ins did to the target, and says loudly where they did nothing."""

@@ -125,6 +125,7 @@ class TossProLoop(TossLoop):
             self.evaluate(name)
         self.summary.held_out[name] = dict(self.module.held_out)
         self.summary.of_round(0)["harmful_loss"] = self.module.held_out.get("harmful_loss")
+        self.summary.judge_reference(name, "degraded")
         self.module.held_out_step = -1  # they are not the slot's
 
     def judge(self, stage: Stage) -> None:

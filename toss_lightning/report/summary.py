@@ -23,6 +23,8 @@ from toss_lightning.seeds import global_seed
 PACKAGES = ("toss-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
 LOSSES = {"task_loss": "task loss", "harmful_loss": "harmful loss", "refusal_loss": "refusal loss"}
 HINTS = {"task_loss": "lower is better", "harmful_loss": "higher is safer", "refusal_loss": "lower is safer"}
+LEARNED = {"utility": "task_loss", "degraded": "harmful_loss"}
+"""Reference -> the held-out loss that falls where it has learned what it is there for."""
 PLAIN = "fine-tuned"
 """What a target is called that no plug-in acted on."""
 NAMES = {
@@ -32,6 +34,16 @@ NAMES = {
     "degraded": "degraded reference",
     "seal": "selector's adapter",
 }
+
+
+def device_name(device: torch.device) -> str:
+    """Of a GPU its model, else the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_gpu_memory(device: torch.device) -> int | None:
+    """MiB that this process has held of its GPU at once, cached blocks included; None where it computes elsewhere."""
+    return torch.cuda.max_memory_reserved(device) // 2**20 if device.type == "cuda" else None
 
 
 @dataclass
@@ -61,6 +73,8 @@ class Summary:
     """For each round of TOSS-Pro: promoted rows and their labels, threshold and overlap of masks, harmful loss."""
     safety_probe: dict[str, Any] = field(default_factory=dict)
     """``base`` -> what the probe measured of it; ``stages`` -> a stage -> the same at each probe, with the drift."""
+    weak: dict[str, str] = field(default_factory=dict)
+    """Stage of a reference that has learned nothing which carries over -> how that shows, in words."""
     stopped: dict[str, str] = field(default_factory=dict)
     """Stage that was ended early -> when and why, in words."""
 
@@ -84,6 +98,7 @@ class Summary:
             "idle": list(self.idle),
             "plain": self.plain,
             "safety_probe": copy.deepcopy(self.safety_probe),
+            "weak": dict(self.weak),
             "stopped": dict(self.stopped),
         }
 
@@ -132,6 +147,30 @@ class Summary:
         if self.idle and self.plain:
             say("WARNING: no plug-in of this method changed anything: the target is a plain fine-tuning")
 
+    def judge_reference(self, stage: str, adapter: str) -> None:
+        """Says loudly where a reference likes held-out rows of its kind no better than the base does.
+
+        Args:
+            stage: whose held-out losses were just taken.
+            adapter: ``utility`` or ``degraded``.
+        """
+        key = LEARNED[adapter]
+        base, now = (self.held_out[name].get(key) for name in ("base", stage))
+        self.weak.pop(stage, None)
+        if base is None or now is None or now < base:
+            return
+        self.weak[stage] = (
+            f"the {stage_name(self, stage)} has learned nothing that carries over: its {LOSSES[key]} on held-out rows"
+            f" is {now:.3f}, that of the base {base:.3f}. Scores made with it say little: train it for fewer epochs"
+            " (loop.reference_epochs), at a lower model.optim.lr, or on more rows"
+        )
+        say(f"WARNING: {self.weak[stage]}")
+
+    def say_weak(self) -> None:
+        """Says again which references have learned nothing, at the end of all that is printed."""
+        for reason in self.weak.values():
+            say(f"WARNING: {reason}")
+
     def say_stopped(self) -> None:
         """Says loudly which stages were ended early."""
         for reason in self.stopped.values():
@@ -165,11 +204,13 @@ class Summary:
                 "seed": global_seed(),
                 "world_size": trainer.world_size,
                 "threads": torch.get_num_threads(),
+                "device": device_name(module.device),
                 "data": [rows.counts() for rows in datamodule.sets.values()],
                 **self.state(),
                 "optimizer_steps": trainer.global_step,
                 "seconds": sum(stage["seconds"] for stage in self.stages.values()),
                 "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "peak_gpu_memory_mib": peak_gpu_memory(module.device),
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             },
@@ -177,6 +218,7 @@ class Summary:
         console = Console()
         console.print(losses_table(self))
         self.say_stopped()
+        self.say_weak()
         for line in (plain_words(self), f"Adapters, scores and summary.json are in {run_dir}"):
             if line:
                 console.print(line, soft_wrap=True)
