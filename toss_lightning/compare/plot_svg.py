@@ -122,7 +122,7 @@ def _spread(measure: Content, names: Sequence[str]) -> list[float]:
     """What an axis must show: all values, and interval ends as far as they do not squeeze the values together."""
     models = [measure["models"][name] for name in names]
     values = [one["value"] for one in models]
-    reach = 1.5 * (max(values) - min(values)) or math.inf
+    reach = 0.25 * (max(values) - min(values)) or math.inf
     ends = [one[end] for one in models for end in ("low", "high") if one[end] is not None]
     return [*values, *(min(max(end, min(values) - reach), max(values) + reach) for end in ends)]
 
