@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from sklearn.metrics import roc_auc_score
+from references import loss_table, score_table
 from tables import (
     CLOSED,
     KEPT,
@@ -14,6 +13,7 @@ from tables import (
     TASK,
     Content,
     called,
+    computed,
     heading,
     kept,
     most_seeds,
@@ -26,11 +26,8 @@ from tables import (
 )
 
 from toss_lightning.evaluation.cells import interval, markdown_table
-from toss_lightning.evaluation.statistics import t_interval
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import ChainSelection, TokenWeights
-from toss_lightning.selection.chain import log_odds
-from toss_lightning.selection.two_state import Chain
+from toss_lightning.selection import TokenWeights
 
 SELECTIONS = ("TOSS", "TOSS-Chain", "TOSS-Chain, automatic", "sample-level TOSS")
 """Methods of which it is told which tokens they mask."""
@@ -45,11 +42,14 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
         setup: what was done, in words.
     """
     content = read(work / "main")
+    setup = [*setup, *computed(content, work / "main")]
     lines = [*heading("Safe and useful: methods on real rows", f"`{command}`, which says more", setup), ""]
     lines += [*table(content, work / "main"), "", *notes(content), "", goal(content), ""]
     lines += ["What the scores know of the harmful rows, all of whose tokens count as harmful:", ""]
     seeds = sorted({seed for of in content["seeds"].values() for seed in of})
-    lines += [*score_table(work, seeds), "", "Share of the response tokens that a method masks, by their place:", ""]
+    runs = [work / "references" / f"seed-{seed}" for seed in seeds]
+    lines += [*score_table(runs), "", "Mean token loss of the custom rows, mean over the seeds:", ""]
+    lines += [*loss_table(runs), "", "Share of the response tokens that a method masks, by their place:", ""]
     return "\n".join([*lines, *place_table(work / "main", content), ""])
 
 
@@ -108,31 +108,6 @@ def goal(content: Content) -> str:
     return f"{wanted} oracle's utility, by the means: {', '.join(met) or 'no method'}."
 
 
-def score_table(work: Path, seeds: Sequence[int]) -> list[str]:
-    """AUROC of token scores and of row means, for the references of each seed."""
-    names = ("harmful tokens", "AUROC of TOSS, tokens", "of TOSS, row means", "of TOSS-Chain, tokens")
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for seed in seeds:
-        scores = TokenScores(work / "references" / f"seed-{seed}" / "scores")
-        harmful = np.array([label == "harmful" for label in scores.values("label")])
-        of_token, free = np.repeat(harmful, np.diff(scores.offsets)), ~scores.flat("end_of_turn").astype(bool)
-        score = scores.score()
-        values = [of_token.mean(), roc_auc_score(of_token[free], score[free])]
-        values += [roc_auc_score(harmful, [row.mean() for row in scores.per_row(score)])]
-        values += [roc_auc_score(of_token[free], _chain_odds(scores, free))]
-        for name, value in zip(names, values, strict=True):
-            found[name].append(float(value))
-    return markdown_table([*found], [[_mean(values) for values in found.values()]])
-
-
-def _chain_odds(scores: TokenScores, free: np.ndarray) -> np.ndarray:
-    """Log odds of harm of each token that may be masked, by the chain that is fitted by default."""
-    chain = Chain(**ChainSelection(discard=None).select(scores).report["chain"])
-    offsets = np.concatenate([[0], np.cumsum(free)])[scores.offsets]
-    odds: np.ndarray = log_odds(torch.from_numpy(scores.score()[free].astype(np.float64)), offsets, chain).numpy()
-    return odds
-
-
 PLACES = {"1": slice(0, 1), "2 to 5": slice(1, 5), "6 to 20": slice(5, 20), "later": slice(20, None)}
 """Places in a response, from 1 on, as a table names them."""
 
@@ -151,11 +126,3 @@ def place_table(directory: Path, content: Content) -> list[str]:
         lines.append([method, *(f"{np.mean(of):.0%}" for of in masked.values())])
     kinds = [f"{kind}, token {place}" for kind in ("harmful", "benign") for place in PLACES]
     return markdown_table(["", *kinds], lines)
-
-
-def _mean(values: Sequence[float]) -> str:
-    """Of shares: an interval ends at 0 and at 1."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    mean = t_interval(values)
-    return f"{mean.mean:.3f} [{max(0.0, mean.low):.3f}, {min(1.0, mean.high):.3f}]"

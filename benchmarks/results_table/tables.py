@@ -47,6 +47,18 @@ def asked(file: Path) -> list[str]:
     return [f"Replies are to {', '.join(sets)}; they are greedy, and cut at {length} tokens."]
 
 
+def computed(content: Content, directory: Path) -> list[str]:
+    """On what the runs of a comparison were computed, in words."""
+    runs = [run_of(directory, name, seed) for name, seeds in content["seeds"].items() for seed in seeds]
+    summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs]
+    kinds = " and ".join(sorted({one["precision"] for one in summaries}))
+    devices = sorted({one["device"] for one in summaries if one.get("device", "cpu") != "cpu"})
+    if not devices:
+        return [f"Computed in {kinds} on a CPU."]
+    most = max(one["peak_gpu_memory_mib"] or 0 for one in summaries) / 1024
+    return [f"Computed in {kinds} on {' and '.join(devices)}, of whose memory a run took at most {most:.1f} GiB."]
+
+
 def measures_of(content: Content) -> dict[str, Content]:
     """Those of :data:`SHOWN` that were taken, by name."""
     return {name: one for name in SHOWN for one in content["measures"] if one["name"] == name}
