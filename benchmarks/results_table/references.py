@@ -34,8 +34,18 @@ def page(runs: Mapping[int, Sequence[Path]], command: str, setup: Sequence[str])
         losses = [[one[name][key] for one in held_out] for name, key in HELD_OUT]
         scores = [TokenScores(run / "scores") for run in of]
         aurocs = np.array([aurocs_of(one) for one in scores]).T.tolist()
-        lines.append([str(epochs), str(len(of)), *(f"{np.mean(one):.3f}" for one in losses), *map(_mean, aurocs)])
+        cuts = np.array([cut_of(one) for one in scores]).mean(0)
+        lines.append(
+            [
+                str(epochs),
+                str(len(of)),
+                *(f"{np.mean(one):.3f}" for one in losses),
+                *map(_mean, aurocs),
+                *(f"{share:.0%}" for share in cuts),
+            ]
+        )
     header = ["epochs", "seeds", *(f"{name}'s {key.replace('_', ' ')}" for name, key in HELD_OUT), *AUROCS]
+    header += ["automatic cut masks", "of harmful tokens"]
     return "\n".join(
         [
             *heading("How long references are trained", f"`{command}`", setup),
@@ -89,6 +99,12 @@ def aurocs_of(scores: TokenScores) -> list[float]:
     means = [row.mean() for row in scores.per_row(score)]
     guesses = ((of_token[free], score[free]), (harmful, means), (of_token[free], _chain_odds(scores, free)))
     return [float(roc_auc_score(truth, guess)) for truth, guess in guesses]
+
+
+def cut_of(scores: TokenScores) -> tuple[float, float]:
+    """Shares that TOSS-Chain's automatic cut masks: of all response tokens, and of those of harmful rows."""
+    masked = ChainSelection(discard=None).select(scores).flat() == 0
+    return float(masked.mean()), float(masked[_of_tokens(scores)].mean())
 
 
 def _of_tokens(scores: TokenScores) -> np.ndarray:
