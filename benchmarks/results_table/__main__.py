@@ -135,7 +135,7 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
         validated = [*setup, *asked(work / "validation.yaml")]
         write(ablations.page(work, f"{command} --only ablations", validated), "ablations")
         write(ablations.picture(work), "ablations", ".svg")
-    if "references" in parts and (runs := by_epochs(experiment)):
+    if "references" in parts and any((runs := by_epochs(experiment)).values()):
         trained = experiment.setup("for the epochs below")
         write(references.page(runs, f"{command} --only references", trained), "references")
     found = dict(by_share(experiment))
@@ -154,8 +154,7 @@ def by_epochs(experiment: Experiment) -> dict[int, list[Path]]:
     """What training references left, by its epochs, of those that have been scored with."""
     all_epochs = sorted({EPOCHS, *OTHER_EPOCHS})
     found = {epochs: [experiment.references(seed, epochs) for seed in experiment.seeds] for epochs in all_epochs}
-    done = {epochs: [run for run in runs if (run / "summary.json").exists()] for epochs, runs in found.items()}
-    return {epochs: runs for epochs, runs in done.items() if runs}
+    return {epochs: [run for run in runs if (run / "summary.json").exists()] for epochs, runs in found.items()}
 
 
 def by_share(experiment: Experiment) -> Iterator[tuple[float, shares.Comparison]]:

@@ -24,12 +24,12 @@ def page(runs: Mapping[int, Sequence[Path]], command: str, setup: Sequence[str])
     """References that were trained for different times, as Markdown.
 
     Args:
-        runs: passes over their rows -> what training them left, for each seed.
+        runs: passes over their rows -> what training them left, for each seed; nothing where it is not run yet.
         command: what wrote this.
         setup: what was done, in words.
     """
     lines = []
-    for epochs, of in sorted(runs.items()):
+    for epochs, of in sorted((epochs, of) for epochs, of in runs.items() if of):
         held_out = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["held_out"] for run in of]
         losses = [[one[name][key] for one in held_out] for name, key in HELD_OUT]
         scores = [TokenScores(run / "scores") for run in of]
@@ -54,6 +54,7 @@ def page(runs: Mapping[int, Sequence[Path]], command: str, setup: Sequence[str])
             "",
             *markdown_table(header, lines),
             "",
+            *(f"Not run yet: {epochs} epochs." for epochs, of in sorted(runs.items()) if not of),
         ]
     )
 

@@ -171,6 +171,20 @@ def test_the_picture_is_xml_and_names_every_method_and_axis(folder):
                 assert 0 <= float(one.attrib[name]) <= 760
 
 
+def test_a_wide_interval_does_not_squeeze_the_points_together():
+    """As that of a method with two seeds may be."""
+    ends = {"base": (0.1, 0.9), "A": (-40.0, 42.0), "B": (0.4, 0.6)}
+    models = {
+        name: {"value": value, "low": low, "high": high}
+        for (name, (low, high)), value in zip(ends.items(), (0.0, 1.0, 0.5), strict=True)
+    }
+    one = {"title": "loss", "better": "lower", "share": False, "models": models}
+    picture = scatter({"base": "base", "methods": ["A", "B"]}, one, one)
+    marks = [float(mark.attrib["cx"]) for mark in ET.fromstring(picture).iter(f"{SVG}circle")]
+    ring, first = marks[0], marks[1]
+    assert abs(first - ring) > 350, "of an axis of some 650 pixels"
+
+
 def test_labels_do_not_lie_on_each_other(folder):
     svg = ET.fromstring((folder / "compare.svg").read_text())
     named = {"".join(one.itertext()): one for one in svg.iter(f"{SVG}text")}

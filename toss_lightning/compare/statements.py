@@ -65,7 +65,7 @@ def notes(content: Content) -> list[str]:
     if content.get("unjudged"):
         found.append(f"Replies are still to be compared for the win rates of {', '.join(content['unjudged'])}.")
     found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content["idle"].items()]
-    found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content.get("weak", {}).items()]
+    found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content["weak"].items()]
     found += [f"Methods differ in {line}." for line in content.get("differing", [])]
     return found
 
