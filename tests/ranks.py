@@ -5,8 +5,10 @@ python tests/ranks.py RUNS.json
 RUNS.json lists runs, the arguments of :func:`one_run` each. One start does all of them, for starting takes longest.
 """
 
+import faulthandler
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -161,7 +163,7 @@ def _write(runs: Sequence[dict[str, Any]], folder: Path) -> str:
 
 
 def _start(commands: list[list[str]]) -> None:
-    """Runs the commands side by side; the output of one that fails is what people want to see."""
+    """Runs the commands side by side."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -173,10 +175,18 @@ def _start(commands: list[list[str]]) -> None:
         for process in started:
             process.kill()
     for process, output in zip(started, outputs, strict=True):
-        assert process.returncode == 0, output[-5000:]
+        assert process.returncode == 0, _where_it_began(output)
+
+
+def _where_it_began(output: str) -> str:
+    """What surrounds the first failure of any rank; those of the other ranks follow from it."""
+    first = re.search("Traceback|Fatal Python error", output)
+    at = max(0, (first.start() if first else len(output)) - 1000)
+    return output[at : at + 6000]
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     torch.set_num_threads(1)
     for run in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         one_run(**run)
