@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterable
+from typing import Any, get_args
 
 
 class TossError(Exception):
@@ -26,6 +27,21 @@ def check_settings(key: str, settings: object, rules: Iterable[tuple[str, bool, 
     for name, is_valid, wanted in rules:
         if not is_valid:
             raise ConfigError(f"{key}.{name}: {getattr(settings, name)} cannot be used: give {wanted}")
+
+
+def check_choice(key: str, value: object, choices: Any) -> None:
+    """Refuses a value that is none of a ``Literal``'s.
+
+    Args:
+        key: what a message names as its place.
+        value: what was given.
+        choices: the ``Literal``.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if value not in get_args(choices):
+        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(get_args(choices))}")
 
 
 class DataError(TossError):

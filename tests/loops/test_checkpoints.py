@@ -219,6 +219,7 @@ def test_processes_that_found_different_checkpoints_do_not_go_on(
         ({"plan": ("utility", "degraded", "target"), "loop": {}}, "loop.plan"),
         ({"loop": {"rounds": 2, "promote": 2}}, "loop.plan"),
         ({"loop": {"rounds": 1, "promote": 2, "reference_epochs": 3}}, "number of epochs"),
+        ({"loop": {"rounds": 1, "promote": 2, "keep_epoch": "best"}}, "loop.keep_epoch"),
         ({"loop": {"rounds": 1, "promote": 3}}, "way of promoting rows"),
         ({"loop": {"rounds": 1, "promote": 2, "promotion": "row_mean"}}, "way of promoting rows"),
         ({"loop": {"rounds": 1, "promote": 2, "promote_again": True}}, "way of promoting rows"),

@@ -157,7 +157,10 @@ class PlanLoop(PlanState):
             if self.stage is None:
                 raise StopIteration
         assert self._combined_loader is not None
+        assert self.stage is not None
         assert self.entered_at is not None
+        if epochs := self.epochs_done - self.entered_at:
+            self.between_epochs(self.stage, epochs)
         for loader in self._combined_loader.flattened:
             loader.set_epoch(self.epochs_done - self.entered_at)
         self.module.stage_epoch = self.epochs_done - self.entered_at

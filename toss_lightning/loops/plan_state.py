@@ -58,6 +58,14 @@ class PlanState(_FitLoop, ABC):
     def end_stage(self, stage: Stage) -> None:
         """Files what a stage brought."""
 
+    def between_epochs(self, stage: Stage, epochs: int) -> None:
+        """Called before another epoch of the stage that is running; once more where a run resumes in that epoch.
+
+        Args:
+            stage: which one.
+            epochs: how many it has had.
+        """
+
     @abstractmethod
     def act(self, action: Action) -> None:
         """Does what stands between stages."""

@@ -128,11 +128,33 @@ class TossLoop(TossPlan):
         """Sets the slot to where a stage starts from: the initial weights, which change nothing about the base."""
         self.module.bank.reset()
 
+    def between_epochs(self, stage: Stage, epochs: int) -> None:
+        """Judges the epoch that was just done, where the best one is kept."""
+        if self._keeps_best(stage) and len(self.summary.epochs.get(stage.name, [])) < epochs:
+            self._judge_epoch(stage)
+
+    def _keeps_best(self, stage: Stage) -> bool:
+        return self.keep_epoch == "best" and stage.adapter in REFERENCES
+
+    def _judge_epoch(self, stage: Stage) -> None:
+        """Keeps the slot's weights as the reference if no epoch before did as well on held-out rows."""
+        module = self.module
+        if module.held_out_step != self.trainer.global_step:
+            self.evaluate(stage.name)
+        epochs = self.summary.epochs.setdefault(stage.name, [])
+        epochs.append(dict(module.held_out))
+        if self.summary.best_epoch(stage.name, stage.adapter) == len(epochs) - 1:
+            module.bank.copy(SLOT, stage.adapter)
+
     def end_stage(self, stage: Stage) -> None:
         """Files the adapter, its time, and the held-out losses after it."""
         module = self.module
         if module.held_out_step != self.trainer.global_step:
             self.evaluate(stage.name)
+        if self._keeps_best(stage):
+            self._judge_epoch(stage)
+            module.bank.copy(stage.adapter, SLOT)
+            module.held_out = self.summary.say_kept(stage.name, stage.adapter)
         self._count_time()
         self.summary.held_out[stage.name] = dict(module.held_out)
         self.judge(stage)

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
 from toss_lightning.data.datamodule import Companions
-from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.errors import ConfigError, StoreError, check_choice
 from toss_lightning.evaluation import Evaluation, Evaluator, SafetyProbe
 from toss_lightning.files import restore_directory, sweep
 from toss_lightning.identity import name_plugin
@@ -33,6 +33,10 @@ from toss_lightning.selection import (
     TokenWeights,
 )
 
+KeepEpoch = Literal["last", "best"]
+JUDGED_BY = {"utility": "utility_val", "degraded": "harmful_val"}
+"""Reference -> the held-out rows of its kind."""
+
 
 class TossPlan(PlanLoop):
     """The settings of a plan, and what they and the data at hand make of it.
@@ -43,6 +47,8 @@ class TossPlan(PlanLoop):
         selection: from scores to token weights.
         epochs: passes over the custom set in ``sft`` and ``target``.
         reference_epochs: passes over the utility and harmful sets; as ``epochs`` by default.
+        keep_epoch: a reference is what its ``last`` epoch leaves, or its ``best`` one: that behind which its own
+            held-out loss, on ``utility_val`` or on ``harmful_val``, is lowest.
         scores_from: a store to select from, instead of a ``score`` step.
         scores_round: the round of that store; its last one by default.
         selection_from: a selection to train the target with, instead of a ``select`` step.
@@ -55,7 +61,8 @@ class TossPlan(PlanLoop):
         promoted: the rows that each round so far added to the harmful set.
 
     Raises:
-        ConfigError: the Trainer accumulates gradients itself, or its strategy does not leave adapters whole.
+        ConfigError: the Trainer accumulates gradients itself, its strategy does not leave adapters whole, or a setting
+            is not one of its values.
     """
 
     rounds = 0
@@ -67,6 +74,7 @@ class TossPlan(PlanLoop):
         selection: Selection | None = None,
         epochs: int = 2,
         reference_epochs: int | None = None,
+        keep_epoch: KeepEpoch = "last",
         scores_from: str | None = None,
         scores_round: int | None = None,
         selection_from: str | None = None,
@@ -74,10 +82,12 @@ class TossPlan(PlanLoop):
         safety_probe: SafetyProbe | None = None,
     ) -> None:
         check_trainer(trainer)
+        check_choice("loop.keep_epoch", keep_epoch, KeepEpoch)
         super().__init__(trainer)
         self.written, self.steps = tuple(plan), list(plan)
         self.epochs, self.evaluation = epochs, evaluation
         self.reference_epochs = epochs if reference_epochs is None else reference_epochs
+        self.keep_epoch = keep_epoch
         self.selection = selection if selection is not None else GlobalTopFraction()
         self.scores_from, self.scores_round, self.selection_from = scores_from, scores_round, selection_from
         self.promoted: list[list[int]] = []
@@ -126,6 +136,8 @@ class TossPlan(PlanLoop):
             self.selection.epochs if isinstance(self.selection, Seal) else 1,
         )
         plan = make_plan(self.steps, self.epochs, self.reference_epochs, given, 0 if self._only_tests else self.rounds)
+        if self.keep_epoch == "best":
+            self._check_best_epochs(plan)
         if "test" in self.steps:
             self._evaluator = self._new_evaluator()
             self._evaluator.adapters(self.adapters_made(plan))
@@ -140,6 +152,17 @@ class TossPlan(PlanLoop):
                 sweep(directory)
         self.trainer.strategy.barrier("directories restored")
         return plan
+
+    def _check_best_epochs(self, plan: Plan) -> None:
+        """Epochs of references are judged by held-out rows."""
+        trained = {step.adapter for step in plan.steps if isinstance(step, Stage)}
+        for adapter, held_out in JUDGED_BY.items():
+            there = held_out in self.datamodule.sets and self.trainer.limit_val_batches
+            if adapter in trained and not there:
+                raise ConfigError(
+                    f"loop.keep_epoch: held-out rows tell which epoch of the {adapter} reference is best: give"
+                    f" data.{held_out} or data.holdout, and do not set trainer.limit_val_batches to 0"
+                )
 
     def _served(self, plan: Plan) -> set[str]:
         """The sets whose rows go through the model."""
@@ -232,6 +255,7 @@ class TossPlan(PlanLoop):
         """What the optimizer steps depend on, beside the base and the shape of the adapters."""
         return {
             "loop.selection": name_plugin(self.selection),
+            "loop.keep_epoch": self.keep_epoch,
             "loop.scores_from": f"{self.scores_from}, round {self.scores_round}",
             "trainer.gradient_clip_val": f"{self.trainer.gradient_clip_val} {self.trainer.gradient_clip_algorithm}",
             "seed_everything": str(global_seed()),

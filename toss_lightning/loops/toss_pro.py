@@ -1,15 +1,16 @@
 """TossProLoop: TOSS, with rounds in which the custom set's riskiest rows join the harmful set."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import ConfigError, check_choice
 from toss_lightning.evaluation import Evaluation, SafetyProbe
 from toss_lightning.loops.plan import TOSS_PLAN, Action, Plan, Stage
 from toss_lightning.loops.rounds import check_rounds, compare_rounds, describe_promoted, promoted_count
 from toss_lightning.loops.toss import TossLoop
+from toss_lightning.loops.toss_plan import KeepEpoch
 from toss_lightning.models.adapters import SLOT
 from toss_lightning.progress import say
 from toss_lightning.ranks import on_first_rank
@@ -35,6 +36,8 @@ class TossProLoop(TossLoop):
         selection: from scores to token weights.
         epochs: passes over the custom set in ``sft`` and ``target``.
         reference_epochs: passes over the utility and harmful sets; as ``epochs`` by default.
+        keep_epoch: a reference is what its ``last`` epoch leaves, or its ``best`` one: that behind which its own
+            held-out loss, on ``utility_val`` or on ``harmful_val``, is lowest; so with each refit (ours).
         rounds: how often, behind ``score`` (and not in a plan without that step), rows of the custom set are promoted
             into the harmful set, the degraded adapter is trained again on it, and the custom set is scored again; the
             paper finds 1 to 2 useful.
@@ -64,6 +67,7 @@ class TossProLoop(TossLoop):
         selection: Selection | None = None,
         epochs: int = 2,
         reference_epochs: int | None = None,
+        keep_epoch: KeepEpoch = "last",
         rounds: int = 0,
         promote: int | float = 0.5,
         promotion: Promotion = "top_tokens",
@@ -76,11 +80,12 @@ class TossProLoop(TossLoop):
         evaluation: Evaluation | None = None,
         safety_probe: SafetyProbe | None = None,
     ) -> None:
-        for name, value, kind in (("promotion", promotion, Promotion), ("refit", refit, Refit)):
-            if value not in get_args(kind):
-                raise ConfigError(f"loop.{name}: {value!r} is not one of {', '.join(get_args(kind))}")
+        check_choice("loop.promotion", promotion, Promotion)
+        check_choice("loop.refit", refit, Refit)
         given = (scores_from, scores_round, selection_from)
-        super().__init__(trainer, plan, selection, epochs, reference_epochs, *given, evaluation, safety_probe)
+        super().__init__(
+            trainer, plan, selection, epochs, reference_epochs, keep_epoch, *given, evaluation, safety_probe
+        )
         self.rounds, self.promote, self.promotion = rounds, promote, promotion
         self.promote_again, self.refit, self.stop_early = promote_again, refit, stop_early
 

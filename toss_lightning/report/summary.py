@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import platform
 import resource
 import time
@@ -54,6 +55,8 @@ class Summary:
     """Stage or action -> set, epochs, steps, rows, seconds."""
     held_out: dict[str, dict[str, float]] = field(default_factory=dict)
     """``base``, or the stage that was just trained -> mean token loss of each held-out set."""
+    epochs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    """Stage of a reference whose best epoch is kept -> the same behind each of its epochs."""
     selection: dict[str, Any] = field(default_factory=dict)
     """The selection's own report."""
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -90,6 +93,7 @@ class Summary:
             "rounds": [dict(round) for round in self.rounds],
             "stages": {name: dict(stage) for name, stage in self.stages.items()},
             "held_out": {name: dict(losses) for name, losses in self.held_out.items()},
+            "epochs": {name: [dict(losses) for losses in epochs] for name, epochs in self.epochs.items()},
             "selection": dict(self.selection),
             "fingerprints": dict(self.fingerprints),
             "precision": self.precision,
@@ -147,6 +151,21 @@ class Summary:
         if self.idle and self.plain:
             say("WARNING: no plug-in of this method changed anything: the target is a plain fine-tuning")
 
+    def best_epoch(self, stage: str, adapter: str) -> int:
+        """Which epoch of a reference did best on held-out rows of its kind, the first of equals; from 0."""
+        losses = [epoch[LEARNED[adapter]] for epoch in self.epochs[stage]]
+        return min(range(len(losses)), key=lambda epoch: (math.isnan(losses[epoch]), losses[epoch]))
+
+    def say_kept(self, stage: str, adapter: str) -> dict[str, float]:
+        """Says which epoch of a reference is kept; returns its held-out losses."""
+        epochs, best, key = self.epochs[stage], self.best_epoch(stage, adapter), LEARNED[adapter]
+        told = ", ".join(f"{losses[key]:.3f}" for losses in epochs)
+        say(
+            f"{stage_name(self, stage)}: epoch {best + 1} of {len(epochs)} is kept; {LOSSES[key]} on held-out rows"
+            f" behind each: {told}"
+        )
+        return dict(epochs[best])
+
     def judge_reference(self, stage: str, adapter: str) -> None:
         """Says loudly where a reference likes held-out rows of its kind no better than the base does.
 
@@ -162,7 +181,7 @@ class Summary:
         self.weak[stage] = (
             f"the {stage_name(self, stage)} has learned nothing that carries over: its {LOSSES[key]} on held-out rows"
             f" is {now:.3f}, that of the base {base:.3f}. Scores made with it say little: train it for fewer epochs"
-            " (loop.reference_epochs), at a lower model.optim.lr, or on more rows"
+            " (loop.reference_epochs, or loop.keep_epoch: best), at a lower model.optim.lr, or on more rows"
         )
         say(f"WARNING: {self.weak[stage]}")
 

@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import ConfigError, check_choice
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import OnlineSelection, Selection, TokenWeights, token_weights
 from toss_lightning.selection.top_fraction import GlobalTopFraction, PerRowTopFraction
@@ -59,8 +59,7 @@ class Anchored(Selection):
         safety_rows: int = 0,
     ) -> None:
         selection = GlobalTopFraction() if selection is None else selection
-        if where not in get_args(Where):
-            raise ConfigError(f"loop.selection.where: {where!r} is not one of {', '.join(get_args(Where))}")
+        check_choice("loop.selection.where", where, Where)
         for name, value in (("weight", weight), ("temperature", temperature)):
             if not 0 < value < math.inf:
                 raise ConfigError(f"loop.selection.{name}: {value} does nothing or is no number: give one above 0")
