@@ -29,9 +29,10 @@ from tempfile import TemporaryDirectory
 
 import ablations
 import references
+import risky
 import shares
 from align import align
-from experiment import EPOCHS, HERE, Experiment
+from experiment import BEST, EPOCHS, HERE, MOST_EPOCHS, Experiment
 from report import page, short_page
 from rows import SHARE, SHARES, SIZES, write_prompts, write_rows
 from tables import asked, read
@@ -43,7 +44,7 @@ BUNDLED = "bundled:smollm2-135m-instruct"
 PARTS = ("main", "ablations", "contamination", "risky", "references")
 OTHER_SHARES = [f"{share:g}" for share in SHARES if share != SHARE]
 """Of harmful rows, but for that of the main comparison, which need not be made twice."""
-OTHER_EPOCHS = (1, 4)
+TRAINED = ("1", f"{EPOCHS}", f"{MOST_EPOCHS}", BEST)
 """Passes of the references over their rows, to see what these are worth."""
 
 
@@ -91,11 +92,15 @@ def comparisons(parts: Sequence[str]) -> list[str]:
     return [name for part in compared for name in (of_shares if part == "contamination" else [part])]
 
 
-def train_references(experiment: Experiment, seed: int, epochs: int = EPOCHS) -> None:
+def train_references(experiment: Experiment, seed: int, trained: str = f"{EPOCHS}") -> None:
     """Trains the references of a seed and scores the main custom set with them, unless that is done."""
     settings = [f"--data.utility=rows/utility_{seed}.jsonl", f"--data.harmful=rows/harmful_{seed}.jsonl"]
+    if trained == BEST:
+        settings += ["--loop.keep_epoch=best", "--data.utility_val=rows/task_validation.jsonl"]
+        settings += ["--data.harmful_val=rows/pairs_validation.jsonl"]
+    epochs = MOST_EPOCHS if trained == BEST else trained
     settings = ["--config=references.yaml", *settings, f"--loop.reference_epochs={epochs}"]
-    score(experiment, experiment.references(seed, epochs), settings, seed)
+    score(experiment, experiment.references(seed, trained), settings, seed)
 
 
 def score_custom(experiment: Experiment, custom: str, seed: int) -> None:
@@ -138,23 +143,19 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
     if "references" in parts and any((runs := by_epochs(experiment)).values()):
         trained = experiment.setup("for the epochs below")
         write(references.page(runs, f"{command} --only references", trained), "references")
-    found = dict(by_share(experiment))
-    if {"contamination", "risky"} & {*parts} and (found or experiment.is_made("risky")):
-        risky = (read(work / "risky"), work / "risky") if experiment.is_made("risky") else None
-        other = [
-            setup[0],
-            f"NF4, as in the results table, but for the share of harmful rows; {SHARE:.0%} are from there.",
-        ]
-        write(shares.page(found, risky, f"{command} --only main contamination risky", other), "contamination")
-        if found:
-            write(shares.picture(found), "contamination", ".svg")
+    if "contamination" in parts and (found := dict(by_share(experiment))):
+        of = f"NF4, as in the results table, but for the share of harmful rows; {SHARE:.0%} are from there."
+        write(shares.page(found, f"{command} --only main contamination", [setup[0], of]), "contamination")
+        write(shares.picture(found), "contamination", ".svg")
+    if "risky" in parts and experiment.is_made("risky"):
+        of = "NF4, as in the results table, but for the custom rows."
+        write(risky.page(work, f"{command} --only risky", [setup[0], of, *asked(work / "test.yaml")]), "risky")
 
 
-def by_epochs(experiment: Experiment) -> dict[int, list[Path]]:
+def by_epochs(experiment: Experiment) -> dict[str, list[Path]]:
     """What training references left, by its epochs, of those that have been scored with."""
-    all_epochs = sorted({EPOCHS, *OTHER_EPOCHS})
-    found = {epochs: [experiment.references(seed, epochs) for seed in experiment.seeds] for epochs in all_epochs}
-    return {epochs: [run for run in runs if (run / "summary.json").exists()] for epochs, runs in found.items()}
+    found = {trained: [experiment.references(seed, trained) for seed in experiment.seeds] for trained in TRAINED}
+    return {trained: [run for run in runs if (run / "summary.json").exists()] for trained, runs in found.items()}
 
 
 def by_share(experiment: Experiment) -> Iterator[tuple[float, shares.Comparison]]:
@@ -188,7 +189,7 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda seed: train_references(experiment, seed), args.seeds))
             list(pool.map(lambda one: score_custom(experiment, *one), of_each))
-            others = [(seed, epochs) for epochs in OTHER_EPOCHS for seed in args.seeds if "references" in args.only]
+            others = [(seed, trained) for trained in TRAINED for seed in args.seeds if "references" in args.only]
             list(pool.map(lambda one: train_references(experiment, *one), others))
     names = [name for name in comparisons(args.only) if not args.report or (experiment.work / name).exists()]
     failed = [name for name in names if experiment.toss("compare", f"{name}.yaml", *options)]

@@ -15,6 +15,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 EPOCHS: int = yaml.safe_load((HERE / "common.yaml").read_text(encoding="utf-8"))["loop"]["reference_epochs"]
 """Passes of the references over their rows."""
+MOST_EPOCHS = 4
+BEST = "best"
+"""References of which the best one of :data:`MOST_EPOCHS` is kept, as the validation split tells."""
 STOPPED = 128
 """An exit code from here on is that of a signal."""
 
@@ -114,6 +117,11 @@ class Experiment:
         """Whether a comparison has come to its end, or to a report of what is done."""
         return (self.work / name / "compare.json").exists()
 
-    def references(self, seed: int, epochs: int = EPOCHS) -> Path:
-        """Where the references of a seed lie."""
-        return self.work / ("references" if epochs == EPOCHS else f"references_{epochs}") / f"seed-{seed}"
+    def references(self, seed: int, trained: str = f"{EPOCHS}") -> Path:
+        """Where the references of a seed lie.
+
+        Args:
+            seed: which one.
+            trained: for how many epochs, or :data:`BEST`.
+        """
+        return self.work / ("references" if trained == f"{EPOCHS}" else f"references_{trained}") / f"seed-{seed}"

@@ -3,13 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from experiment import BEST, MOST_EPOCHS
 from sklearn.metrics import roc_auc_score
 from tables import heading
 
-from toss_lightning.evaluation.cells import markdown_table
+from toss_lightning.evaluation.cells import DASH, markdown_table
 from toss_lightning.evaluation.statistics import t_interval
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import ChainSelection
@@ -20,26 +22,29 @@ ROLES = ("base", "utility", "degraded")
 AUROCS = ("AUROC of TOSS, tokens", "of TOSS, row means", "of TOSS-Chain, tokens")
 
 
-def page(runs: Mapping[int, Sequence[Path]], command: str, setup: Sequence[str]) -> str:
+def page(runs: Mapping[str, Sequence[Path]], command: str, setup: Sequence[str]) -> str:
     """References that were trained for different times, as Markdown.
 
     Args:
-        runs: passes over their rows -> what training them left, for each seed; nothing where it is not run yet.
+        runs: passes over their rows, or :data:`experiment.BEST` -> what training them left, for each seed; nothing
+            where it is not run yet.
         command: what wrote this.
         setup: what was done, in words.
     """
-    lines = []
-    for epochs, of in sorted((epochs, of) for epochs, of in runs.items() if of):
-        held_out = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["held_out"] for run in of]
-        losses = [[one[name][key] for one in held_out] for name, key in HELD_OUT]
+    lines, kept = [], []
+    for epochs, of in ((epochs, of) for epochs, of in runs.items() if of):
+        summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in of]
+        losses = [[one["held_out"][name][key] for one in summaries] for name, key in HELD_OUT]
         scores = [TokenScores(run / "scores") for run in of]
+        if epochs == BEST:
+            kept = [f"Of {MOST_EPOCHS} epochs the validation split chose: {_kept(summaries)}."]
         aurocs = np.array([aurocs_of(one) for one in scores]).T.tolist()
         cuts = np.array([cut_of(one) for one in scores]).mean(0)
         lines.append(
             [
-                str(epochs),
+                _named(epochs),
                 str(len(of)),
-                *(f"{np.mean(one):.3f}" for one in losses),
+                *(DASH if epochs == BEST else f"{np.mean(one):.3f}" for one in losses),
                 *map(_mean, aurocs),
                 *(f"{share:.0%}" for share in cuts),
             ]
@@ -54,9 +59,24 @@ def page(runs: Mapping[int, Sequence[Path]], command: str, setup: Sequence[str])
             "",
             *markdown_table(header, lines),
             "",
-            *(f"Not run yet: {epochs} epochs." for epochs, of in sorted(runs.items()) if not of),
+            *kept,
+            *(f"Not run yet: {_named(epochs)} epochs." for epochs, of in runs.items() if not of),
+            "",
         ]
     )
+
+
+def _named(epochs: str) -> str:
+    return f"best of {MOST_EPOCHS}" if epochs == BEST else epochs
+
+
+def _kept(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Which epochs were kept, seed by seed."""
+    found = []
+    for role in ("utility", "degraded"):
+        chosen = [str(1 + one["epochs"][role].index(one["held_out"][role])) for one in summaries]
+        found.append(f"for the {role} reference {', '.join(chosen)}")
+    return "; ".join(found)
 
 
 HELD_OUT = (

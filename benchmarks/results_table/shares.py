@@ -3,14 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from panels import Panel, Point, draw
-from rows import SHARE
-from tables import SHOWN, TASK, Content, called, heading, masked, measures_of, most_seeds, share, spread, unfinished
+from tables import PRICE, SHOWN, STAR, Content, called, heading, masked, measures_of, most_seeds, price, share, spread
 
-from toss_lightning.evaluation.cells import DASH, difference, interval, markdown_table, number
-from toss_lightning.scores import TokenScores
-from toss_lightning.selection import ChainSelection
+from toss_lightning.evaluation.cells import interval, markdown_table
 
 Comparison = tuple[Content, Path]
 """What it found, and where it lies."""
@@ -20,87 +16,41 @@ METHODS = ("plain SFT", "TOSS", "TOSS-Chain, automatic")
 """Of which it is shown what they do at each share."""
 
 
-def page(found: Found, risky: Comparison | None, command: str, setup: Sequence[str]) -> str:
+def page(found: Found, command: str, setup: Sequence[str]) -> str:
     """Everything, as Markdown.
 
     Args:
         found: as said above.
-        risky: the comparison on harmless rows that were ranked as eroding safety most; None: not made.
         command: what wrote this.
         setup: what was done, in words.
     """
     lines = heading("What it costs to be careful", f"`{command}`", setup)
-    if found:
-        lines += ["", *_table({f"{at:.0%}": one for at, one in sorted(found.items())}, METHODS), ""]
-        lines += _notes([content for content, _ in found.values()])
-    if risky is not None:
-        lines += [
-            "",
-            "## Harmless rows that erode safety most",
-            "",
-            "Custom rows are those of Stanford Alpaca that He et al. (2024) ranked as eroding safety most; none is",
-            "harmful. The task loss is that of held-out rows of the same kind.",
-            "",
-            *_table({"risky": risky}, risky[0]["methods"]),
-            "",
-            spread(risky[0]),
-            *unfinished(risky[0]),
-            "",
-            "What the scores say of these rows, and of the custom set of the results table: quartiles of the rows'",
-            "mean scores, in nats, and the temperature by which TOSS-Chain, having fitted it, divides scores: the",
-            "higher it is, the less a score tells.",
-            "",
-            *_scores_table(risky),
-        ]
+    lines += ["", *_table({f"{at:.0%}": one for at, one in sorted(found.items())}), ""]
+    lines += _notes([content for content, _ in found.values()])
     return "\n".join([*lines, ""])
 
 
-def _table(found: Mapping[str, Comparison], methods: Sequence[str]) -> list[str]:
+def _table(found: Mapping[str, Comparison]) -> list[str]:
     lines: list[list[str]] = []
     most = max(most_seeds(content) for content, _ in found.values())
     measures = list(measures_of(next(iter(found.values()))[0]))
     for at, (content, directory) in found.items():
         of, seeds = measures_of(content), most_seeds(content)
         where = at if seeds == most else f"{at} ({seeds} {'seed' if seeds == 1 else 'seeds'})"
-        for name in [content["base"], *(one for one in methods if one in content["methods"])]:
+        for name in [content["base"], *(one for one in METHODS if one in content["methods"])]:
             cells = [interval(of[key]["models"].get(name), of[key]["share"]) for key in measures]
-            cells += [_against_baseline(content, name)]
+            cells += [price(content, name)]
             cells += [share(one) for one in masked(directory, name, content["seeds"].get(name, []))]
             lines.append([where, called(content, name), *cells])
-    header = ["harmful rows", "", *(SHOWN[key] for key in measures), "task loss − plain SFT's"]
+    header = ["harmful rows", "", *(SHOWN[key] for key in measures), PRICE]
     return markdown_table([*header, "masked", "of harmful tokens"], lines)
-
-
-def _against_baseline(content: Content, name: str) -> str:
-    """The price in task loss, marked where it is beyond noise."""
-    for one in measures_of(content)[TASK]["differences"]:
-        if (one["of"], one["against"]) == (name, content["baseline"]) and "mean" in one:
-            sign = " *" if one.get("beyond_noise") else ""
-            return difference(one, False) + sign
-    return DASH
-
-
-def _scores_table(risky: Comparison) -> list[str]:
-    content, directory = risky
-    seeds = max(content["seeds"].values(), key=len)
-    lines = []
-    for title, where in (("risky", "scores/risky"), (f"{SHARE:.0%} harmful", "references")):
-        found = []
-        for seed in seeds:
-            scores = TokenScores(directory.parent / where / f"seed-{seed}" / "scores")
-            quartiles = np.quantile([row.mean() for row in scores.per_row(scores.score())], [0.25, 0.5, 0.75])
-            found.append([*quartiles, ChainSelection(discard=None).select(scores).report["chain"]["temperature"]])
-        *means, temperature = np.mean(found, axis=0)
-        lines.append([title, *(number(value, False, True) for value in means), f"{temperature:.1f}"])
-    return markdown_table(["custom rows", "lower quartile", "median", "upper quartile", "temperature"], lines)
 
 
 def _notes(contents: Sequence[Content]) -> list[str]:
     alone = " Of one seed, intervals are over the prompts." if 1 in map(most_seeds, contents) else ""
     return [
         spread(max(contents, key=most_seeds)) + alone,
-        "A star: beyond noise, p < 0.05 after Holm's adjustment over all pairs of the comparison. Masked: response",
-        "tokens of weight 0.",
+        *STAR,
     ]
 
 

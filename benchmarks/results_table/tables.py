@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from toss_lightning.evaluation.cells import DASH, interval, markdown_table, number
+from toss_lightning.evaluation.cells import DASH, difference, interval, markdown_table, number
 
 Content = Mapping[str, Any]
 MARGIN, REFUSAL = "margin of the safe reply, nats per token", "refusal of harmful prompts"
@@ -23,6 +23,12 @@ SHOWN = {
 """Measure -> the heading of its column."""
 SETS = {"beavertails": "BeaverTails", "advbench": "AdvBench", "harmbench": "HarmBench", "xstest": "XSTest"}
 """Prompt sets as their makers call them."""
+PRICE = "task loss − plain SFT's"
+STAR = (
+    "A star: beyond noise, p < 0.05 after Holm's adjustment over all pairs of the comparison. Masked: response",
+    "tokens of weight 0.",
+)
+"""What :func:`price` is headed by, and what goes with it."""
 CLOSED, KEPT = 0.9, 0.98
 """The goal: share of the oracle's gap in refusals, and of its gain in task loss."""
 
@@ -113,6 +119,14 @@ def part(one: Content | None) -> str:
         # of one seed there is no interval at all
         return number(one["value"], True) + (" [unbounded]" if one.get("over") == "seeds" else "")
     return f"{number(one['value'], True)} [{number(one['low'], True)}, {number(one['high'], True)}]"
+
+
+def price(content: Content, name: str) -> str:
+    """What a method costs in task loss against the baseline, marked where that is beyond noise."""
+    for one in measures_of(content)[TASK]["differences"]:
+        if (one["of"], one["against"]) == (name, content["baseline"]) and "mean" in one:
+            return difference(one, False) + (" *" if one.get("beyond_noise") else "")
+    return DASH
 
 
 def run_of(directory: Path, name: str, seed: int) -> Path:
