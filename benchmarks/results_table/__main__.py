@@ -44,7 +44,7 @@ BUNDLED = "bundled:smollm2-135m-instruct"
 PARTS = ("main", "ablations", "contamination", "risky", "references")
 OTHER_SHARES = [f"{share:g}" for share in SHARES if share != SHARE]
 """Of harmful rows, but for that of the main comparison, which need not be made twice."""
-TRAINED = ("1", f"{EPOCHS}", f"{MOST_EPOCHS}", BEST)
+TRAINED = ("1", f"{EPOCHS}", BEST)
 """Passes of the references over their rows, to see what these are worth."""
 
 
