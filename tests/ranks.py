@@ -6,13 +6,15 @@ RUNS.json lists runs, the arguments of :func:`one_run` each. One start does all 
 """
 
 import faulthandler
+import gc
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +119,18 @@ def one_run(
 
 
 def by_lightning(runs: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Does all runs on 2 processes, the second of which Lightning starts."""
-    _start([[*PROGRAM, _write(runs, folder)]])
+    """Does all runs on 2 processes, which find what Lightning tells those that it starts."""
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    command = [*PROGRAM, _write(runs, folder)]
+    _start({f"rank-{rank}": (command, {**meet, "LOCAL_RANK": str(rank)}) for rank in range(2)}, folder)
 
 
 def by_torchrun(runs: Sequence[dict[str, Any]], folder: Path) -> None:
     """Does all runs on two "nodes" of one process each, which find each other over the network."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meet = ["--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
-    _start([[*TORCHRUN, *meet, "--node-rank", str(node), __file__, _write(runs, folder)] for node in range(2)])
+    command = [*TORCHRUN, "--master-addr", "127.0.0.1", "--master-port", str(_free_port())]
+    program = [__file__, _write(runs, folder)]
+    nodes = {f"node-{node}": ([*command, "--node-rank", str(node), *program], {}) for node in range(2)}
+    _start(nodes, folder)
 
 
 def assert_equal(one: Path, other: Path, losses: float, adapters: float) -> None:
@@ -162,27 +166,57 @@ def _write(runs: Sequence[dict[str, Any]], folder: Path) -> str:
     return str(path)
 
 
-def _start(commands: list[list[str]]) -> None:
-    """Runs the commands side by side."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for command in commands
-    ]
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _start(commands: Mapping[str, tuple[list[str], dict[str, str]]], folder: Path) -> None:
+    """Runs commands side by side, to their end or to where one of them fails.
+
+    Args:
+        commands: name -> command, and what its environment has besides.
+        folder: where ``NAME.txt`` is put, what each one prints.
+    """
+    logs, started = {name: folder / f"{name}.txt" for name in commands}, {}
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in started]
+        for name, (command, own) in commands.items():
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", **own}
+            with logs[name].open("w", encoding="utf-8") as log:
+                started[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        _wait(list(started.values()))
+        codes = {name: process.poll() for name, process in started.items()}
     finally:
-        for process in started:
+        for process in started.values():
             process.kill()
-    for process, output in zip(started, outputs, strict=True):
-        assert process.returncode == 0, _where_it_began(output)
+    told = (f"{name} ended with {codes[name]}:\n{_where_it_began(log.read_text())}" for name, log in logs.items())
+    assert not any(code != 0 for code in codes.values()), "\n".join(told)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], most: float = 300, after_a_failure: float = 20) -> None:
+    """Until all have ended; others are given some time once one has failed, to say what they know of it."""
+    until = time.monotonic() + most
+    while time.monotonic() < until and None in (codes := [process.poll() for process in processes]):
+        if any(codes):
+            until = min(until, time.monotonic() + after_a_failure)
+        time.sleep(0.05)
 
 
 def _where_it_began(output: str) -> str:
-    """What surrounds the first failure of any rank; those of the other ranks follow from it."""
-    first = re.search("Traceback|Fatal Python error", output)
+    """What surrounds the first failure that a process tells of, or else the last that it says."""
+    first = re.search("Traceback|Fatal Python error|terminate called", output)
     at = max(0, (first.start() if first else len(output)) - 1000)
-    return output[at : at + 6000]
+    return output[at : at + 5000]
+
+
+def _part() -> None:
+    """Ends the process group where the interpreter still lives: threads of gloo that outlive it abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 if __name__ == "__main__":
@@ -190,3 +224,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for run in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         one_run(**run)
+    _part()

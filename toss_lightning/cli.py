@@ -82,7 +82,8 @@ VERB_HELP = """usage: toss {verb} [--config FILE ...] [--KEY VALUE ...]
   --loop.scores_from DIR   select from these scores; --loop.selection_from DIR trains with this selection
   --config evaluation/demo     an example of what the step test and the verb test ask, and who judges
   --own_config=false       test: leave out the run's config.yaml, which otherwise lies beneath the files given
-  --loop.epochs N          passes over the custom set; of the references also reference_epochs, keep_epoch last|best
+  --loop.epochs N          passes over the custom set
+  --loop.reference_epochs N    passes of the references over theirs; --loop.keep_epoch best keeps the best of them
   --trainer.devices N      and every other argument of lightning.Trainer
   --print_config           every key with its value, instead of running
   --help-all               every key (slow); --model.help=CLASS, --data.help=CLASS, --loop.help=CLASS: those of a class

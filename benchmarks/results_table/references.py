@@ -74,7 +74,7 @@ def _kept(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Which epochs were kept, seed by seed."""
     found = []
     for role in ("utility", "degraded"):
-        chosen = [str(1 + one["epochs"][role].index(one["held_out"][role])) for one in summaries]
+        chosen = [str(one["stages"][role]["kept_epoch"]) for one in summaries]
         found.append(f"for the {role} reference {', '.join(chosen)}")
     return "; ".join(found)
 

@@ -25,8 +25,8 @@ SETS = {"beavertails": "BeaverTails", "advbench": "AdvBench", "harmbench": "Harm
 """Prompt sets as their makers call them."""
 PRICE = "task loss − plain SFT's"
 STAR = (
-    "A star: beyond noise, p < 0.05 after Holm's adjustment over all pairs of the comparison. Masked: response",
-    "tokens of weight 0.",
+    "A star: beyond noise, p < 0.05 after Holm's adjustment over all pairs of the comparison.",
+    "Masked: response tokens of weight 0.",
 )
 """What :func:`price` is headed by, and what goes with it."""
 CLOSED, KEPT = 0.9, 0.98

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lightning.pytorch import Callback
 from runs import artifacts, tiny_fit
@@ -13,6 +14,7 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.loops.checkpoints import newest
 from toss_lightning.models import Optim, References, Schedule
 from toss_lightning.report.summary import Summary
+from toss_lightning.scores import TokenScores
 
 EPOCHS = 4
 LOSSES = {"utility": "task_loss", "degraded": "harmful_loss"}
@@ -82,7 +84,7 @@ def test_scores_are_those_of_the_kept_epochs(finished: Path, tiny_model, tiny_se
     }
 
 
-def test_the_run_says_which_epoch_it_kept(tiny_model, tiny_sets, tmp_path: Path, capsys) -> None:
+def test_the_run_and_the_cards_say_which_epoch_was_kept(tiny_model, tiny_sets, tmp_path: Path, capsys) -> None:
     tiny_fit(tiny_model, tiny_sets, tmp_path, **BEST)
     said, kept = capsys.readouterr().out, summary_of(tmp_path)
     for name, title in (("utility", "utility reference"), ("degraded", "degraded reference")):
@@ -90,6 +92,8 @@ def test_the_run_says_which_epoch_it_kept(tiny_model, tiny_sets, tmp_path: Path,
         best = kept["epochs"][name].index(kept["held_out"][name]) + 1
         assert f"{title}: epoch {best} of {EPOCHS} is kept" in said
         assert f"on held-out rows behind each: {', '.join(losses)}" in said
+        assert kept["stages"][name]["kept_epoch"] == best
+        assert f"What epoch {best} left is kept." in (tmp_path / "adapters" / name / "README.md").read_text()
 
 
 # 3 steps an epoch for the utility reference, 2 for the other: within an epoch, on the last step of one, behind a stage
@@ -108,23 +112,39 @@ def test_a_killed_run_keeps_the_same_epochs(
         assert adapter(tmp_path, name) == adapter(finished, name)
 
 
+@pytest.mark.parametrize("every", [1, 1000])
 def test_epochs_are_judged_once_where_lightning_validates_too_and_where_it_does_not(
-    finished: Path, tiny_model, tiny_sets, tmp_path: Path
+    finished: Path, tiny_model, tiny_sets, tmp_path: Path, every: int
 ) -> None:
-    tiny_fit(tiny_model, tiny_sets, tmp_path, **BEST, check_val_every_n_epoch=1000)
+    class Count(Callback):
+        times = 0
+
+        def on_validation_epoch_end(self, trainer, module):
+            self.times += 1
+
+    count = Count()
+    tiny_fit(tiny_model, tiny_sets, tmp_path, [count], **BEST, check_val_every_n_epoch=every)
+    assert count.times == 1 + 2 * EPOCHS, "the base, and each epoch of each reference"
     assert summary_of(tmp_path)["epochs"] == summary_of(finished)["epochs"]
     for name in LOSSES:
         assert adapter(tmp_path, name) == adapter(finished, name)
 
 
 def test_each_refit_of_toss_pro_keeps_its_best_epoch(tiny_model, tiny_sets, tmp_path: Path) -> None:
-    loop = {"reference_epochs": EPOCHS, "keep_epoch": "best", "rounds": 1, "promote": 3}
-    tiny_fit(tiny_model, tiny_sets, tmp_path, loop=loop, module=MODULE)
-    kept = summary_of(tmp_path)
-    assert set(kept["epochs"]) == {"utility", "degraded", "degraded-1"}, "the target's last epoch is its best"
+    rounds = {"rounds": 1, "promote": 3}
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "best", loop={**BEST["loop"], **rounds}, module=MODULE)
+    kept = summary_of(tmp_path / "best")
+    assert set(kept["epochs"]) == {"utility", "degraded", "degraded-1"}, "nothing tells which of the target is best"
     losses = [epoch["harmful_loss"] for epoch in kept["epochs"]["degraded-1"]]
-    assert kept["held_out"]["degraded-1"]["harmful_loss"] == min(losses)
-    assert kept["rounds"][1]["harmful_loss"] == min(losses)
+    assert min(losses) < losses[-1], "the last epoch is not the best one here, or this would show nothing"
+    assert kept["held_out"]["degraded-1"]["harmful_loss"] == kept["rounds"][1]["harmful_loss"] == min(losses)
+    # a refit that ends behind that epoch, from the same references and so with the same rows promoted
+    references = References(*(str(tmp_path / "best/adapters" / name) for name in LOSSES))
+    loop = {**rounds, "reference_epochs": 1 + losses.index(min(losses))}
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "ends", loop=loop, module={**MODULE, "references": references})
+    assert adapter(tmp_path / "best", "degraded-1") == adapter(tmp_path / "ends", "degraded-1")
+    ours, theirs = (TokenScores(tmp_path / run / "scores").flat("loss_degraded") for run in ("best", "ends"))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_one_epoch_is_its_own_best(tiny_model, tiny_sets, tmp_path: Path) -> None:
@@ -148,9 +168,15 @@ def test_the_best_epoch_needs_held_out_rows(tiny_model, tiny_sets, tmp_path: Pat
     told = rf"loop\.keep_epoch: held-out rows tell which epoch of the {adapter} reference is best: give data\.{lost}"
     with pytest.raises(ConfigError, match=told):
         tiny_fit(tiny_model, sets, tmp_path, **BEST, data={"holdout": 0.0})
-    with pytest.raises(ConfigError, match=r"do not set trainer\.limit_val_batches to 0"):
-        tiny_fit(tiny_model, tiny_sets, tmp_path, **BEST, limit_val_batches=0)
     assert not (tmp_path / "adapters").exists(), "it is said before anything is trained"
+
+
+@pytest.mark.parametrize("limit", [0, 1, 0.5])
+def test_the_best_epoch_is_told_by_all_held_out_rows(tiny_model, tiny_sets, tmp_path: Path, limit: float) -> None:
+    with pytest.raises(
+        ConfigError, match=r"loop\.keep_epoch: .* by all held-out rows: leave out trainer\.limit_val_batches"
+    ):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, **BEST, limit_val_batches=limit)
 
 
 def test_a_run_without_references_to_train_needs_none(tiny_model, tiny_sets, tmp_path: Path) -> None:

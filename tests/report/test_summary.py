@@ -149,10 +149,17 @@ def test_a_reference_that_learned_nothing_which_carries_over_is_said_loudly(caps
         "WARNING: the degraded reference, round 1 has learned nothing that carries over: its harmful loss on held-out"
         f" rows is {base['harmful_loss'] + 0.5:.3f}, that of the base {base['harmful_loss']:.3f}. "
     )
-    assert "loop.reference_epochs" in warned
+    assert "train it for fewer epochs (loop.reference_epochs, or loop.keep_epoch: best), at a lower" in warned
     one.say_weak()
     assert capsys.readouterr().out == warned, "and once more at the end"
     assert list(one.state()["weak"]) == ["degraded-1"]
+
+
+def test_a_weak_reference_whose_best_epoch_was_kept_is_not_told_to_train_for_fewer() -> None:
+    losses = {"harmful_loss": 4.0}
+    one = Summary(held_out={"base": {"harmful_loss": 3.0}, "degraded": losses}, epochs={"degraded": [losses]})
+    one.judge_reference("degraded", "degraded")
+    assert one.weak["degraded"].endswith("say little: train it at a lower model.optim.lr, or on more rows")
 
 
 def test_a_reference_without_held_out_rows_is_not_judged(capsys) -> None:

@@ -12,7 +12,8 @@ these changes):
 - ``restarted_mid_epoch``, ``reset_restart_stage`` and ``epoch_loop.reset``: see ``_close_restored_epoch``.
 - ``epoch_loop.batch_progress.is_last_batch``: see ``end_stage_early``. It ends an epoch, and checkpoints hold it, so
   that a restored epoch is closed as one is that a checkpoint was written on the last batch of.
-- ``epoch_loop.val_loop.run()`` and its ``restarting``: evaluate between stages as Lightning does between epochs.
+- ``epoch_loop.val_loop.run()`` and its ``restarting``: evaluate between stages, and between the epochs of one, as
+  Lightning does between epochs.
 """
 
 from typing import Any

@@ -154,7 +154,7 @@ class TossLoop(TossPlan):
         if self._keeps_best(stage):
             self._judge_epoch(stage)
             module.bank.copy(stage.adapter, SLOT)
-            module.held_out = self.summary.say_kept(stage.name, stage.adapter)
+            module.held_out = self.summary.keep_epoch(stage.name, stage.adapter)
         self._count_time()
         self.summary.held_out[stage.name] = dict(module.held_out)
         self.judge(stage)

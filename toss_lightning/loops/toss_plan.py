@@ -157,12 +157,18 @@ class TossPlan(PlanLoop):
         """Epochs of references are judged by held-out rows."""
         trained = {step.adapter for step in plan.steps if isinstance(step, Stage)}
         for adapter, held_out in JUDGED_BY.items():
-            there = held_out in self.datamodule.sets and self.trainer.limit_val_batches
-            if adapter in trained and not there:
+            if adapter in trained and held_out not in self.datamodule.sets:
                 raise ConfigError(
                     f"loop.keep_epoch: held-out rows tell which epoch of the {adapter} reference is best: give"
-                    f" data.{held_out} or data.holdout, and do not set trainer.limit_val_batches to 0"
+                    f" data.{held_out} or data.holdout"
                 )
+        limit = self.trainer.limit_val_batches
+        if trained & {*JUDGED_BY} and (isinstance(limit, int) or limit < 1):
+            # which rows stand in its batches differs with max_tokens and the number of ranks
+            raise ConfigError(
+                "loop.keep_epoch: the best epoch is told by all held-out rows: leave out trainer.limit_val_batches"
+                f" ({limit})"
+            )
 
     def _served(self, plan: Plan) -> set[str]:
         """The sets whose rows go through the model."""

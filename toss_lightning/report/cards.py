@@ -54,6 +54,7 @@ def model_card(name: str, adapter: str, base_path: str, summary: Summary, weight
     promoted = f", of which {stage['promoted']} were promoted from the custom set" if stage.get("promoted") else ""
     mixed = stage.get("mixed", 0)
     beside = f", and {mixed:,} rows that data.mixture adds" if mixed else ""
+    kept = f" What epoch {stage['kept_epoch']} left is kept." if "kept_epoch" in stage else ""
     stopped = f" **Ended early**: {summary.stopped[name]}." if name in summary.stopped else ""
     losses = "\n".join(held_out_lines(summary, ["base", name]))
     return f"""---
@@ -67,7 +68,7 @@ tags: [toss_lightning, lora, safety]
 {text}
 {masked}
 Trained for {stage["epochs"]} epochs ({stage["steps"]} optimizer steps) on the {stage["rows"] - mixed:,} rows of the
-{stage["set"]} set{promoted}{beside}.{stopped} Mean token losses on held-out rows:
+{stage["set"]} set{promoted}{beside}.{kept}{stopped} Mean token losses on held-out rows:
 
 {losses}
 

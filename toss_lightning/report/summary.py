@@ -156,9 +156,10 @@ class Summary:
         losses = [epoch[LEARNED[adapter]] for epoch in self.epochs[stage]]
         return min(range(len(losses)), key=lambda epoch: (math.isnan(losses[epoch]), losses[epoch]))
 
-    def say_kept(self, stage: str, adapter: str) -> dict[str, float]:
-        """Says which epoch of a reference is kept; returns its held-out losses."""
+    def keep_epoch(self, stage: str, adapter: str) -> dict[str, float]:
+        """Notes and says which epoch of a reference is kept; returns its held-out losses."""
         epochs, best, key = self.epochs[stage], self.best_epoch(stage, adapter), LEARNED[adapter]
+        self.stages[stage]["kept_epoch"] = best + 1
         told = ", ".join(f"{losses[key]:.3f}" for losses in epochs)
         say(
             f"{stage_name(self, stage)}: epoch {best + 1} of {len(epochs)} is kept; {LOSSES[key]} on held-out rows"
@@ -178,10 +179,11 @@ class Summary:
         self.weak.pop(stage, None)
         if base is None or now is None or now < base:
             return
+        fewer = "" if stage in self.epochs else " for fewer epochs (loop.reference_epochs, or loop.keep_epoch: best),"
         self.weak[stage] = (
             f"the {stage_name(self, stage)} has learned nothing that carries over: its {LOSSES[key]} on held-out rows"
-            f" is {now:.3f}, that of the base {base:.3f}. Scores made with it say little: train it for fewer epochs"
-            " (loop.reference_epochs, or loop.keep_epoch: best), at a lower model.optim.lr, or on more rows"
+            f" is {now:.3f}, that of the base {base:.3f}. Scores made with it say little: train it{fewer} at a lower"
+            " model.optim.lr, or on more rows"
         )
         say(f"WARNING: {self.weak[stage]}")
 
