@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 
 from toss_lightning.errors import StoreError
 from toss_lightning.loops.metrics import MetricsCsv
@@ -13,6 +14,16 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
     logger = MetricsCsv(str(tmp_path))
     logger.log_metrics({"target/loss": 9.0}, 152)
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,stage,loss", "151,target,2", "152,target,9"]
+
+
+def test_other_ranks_leave_alone_what_the_first_is_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = "step,stage,loss\n151,target,2\n15"
+    (tmp_path / "metrics.csv").write_text(half)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert MetricsCsv(str(tmp_path)).lines == 0
+    assert (tmp_path / "metrics.csv").read_text() == half
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    assert MetricsCsv(str(tmp_path)).lines == 1
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ class MetricsCsv(Logger):
             self._append({"step": str(step), "stage": stage, **values})
 
     @property
+    @partial(rank_zero_only, default=0)
     def lines(self) -> int:
-        """Lines that are there."""
+        """Lines that are there; 0 on all ranks but the first, which may just be writing one."""
         self._read()
         assert self._rows is not None
         return len(self._rows)
