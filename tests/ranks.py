@@ -33,11 +33,11 @@ from toss_lightning.selection import TokenWeights
 PROGRAM = [sys.executable, __file__]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
 PLAN: dict[str, Any] = {
-    "loop": {"rounds": 2, "promote": 2},
+    "loop": {"rounds": 2, "promote": 2, "keep_epoch": "best"},
     "data": {"score_every": 2, "max_tokens": 30},
     "checkpoint_every": 4,
 }
-"""Rounds that promote, and several chunks for each rank to score."""
+"""Rounds that promote, epochs that are judged on held-out rows, and several chunks for each rank to score."""
 ADAPTERS = ("utility", "degraded", "degraded-1", "degraded-2", "target")
 
 
