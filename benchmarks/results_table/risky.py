@@ -49,8 +49,8 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
         *unfinished(content),
         "",
         "What the scores say of these rows, and of the custom set of the results table: quartiles of the rows'",
-        "mean scores, in nats, and the temperature by which TOSS-Chain, having fitted it, divides scores: the",
-        "higher it is, the less a score tells. Means over the seeds.",
+        "mean scores, in nats, mean over the seeds; and the temperature by which TOSS-Chain, having fitted it,",
+        "divides scores, least to greatest of the seeds: the higher it is, the less a score tells.",
         "",
         *_scores_table(work, max(content["seeds"].values(), key=len)),
     ]
@@ -69,11 +69,12 @@ def _table(content: Content, directory: Path) -> list[str]:
 def _scores_table(work: Path, seeds: Sequence[int]) -> list[str]:
     lines = []
     for title, where in (("these", "scores/risky"), (f"{SHARE:.0%} harmful", "references")):
-        found = []
-        for seed in seeds:
-            scores = TokenScores(work / where / f"seed-{seed}" / "scores")
-            quartiles = np.quantile([row.mean() for row in scores.per_row(scores.score())], [0.25, 0.5, 0.75])
-            found.append([*quartiles, ChainSelection(discard=None).select(scores).report["chain"]["temperature"]])
-        *means, temperature = np.mean(found, axis=0)
-        lines.append([title, *(number(value, False, True) for value in means), f"{temperature:.1f}"])
-    return markdown_table(["custom rows", "lower quartile", "median", "upper quartile", "temperature"], lines)
+        stores = [TokenScores(work / where / f"seed-{seed}" / "scores") for seed in seeds]
+        means = [[row.mean() for row in scores.per_row(scores.score())] for scores in stores]
+        quartiles = np.mean([np.quantile(one, [0.25, 0.5, 0.75]) for one in means], axis=0)
+        temperatures = sorted(
+            ChainSelection(discard=None).select(scores).report["chain"]["temperature"] for scores in stores
+        )
+        told = ", ".join(f"{one:,.1f}" for one in temperatures)
+        lines.append([title, *(number(value, False, True) for value in quartiles), told])
+    return markdown_table(["custom rows", "lower quartile", "median", "upper quartile", "temperatures"], lines)
