@@ -1,13 +1,13 @@
 """The results table: which method keeps a fine-tuned model safe, and what it costs of the task.
 
     python benchmarks/results_table --data DIR [--work runs/results_table] [--seeds 1 2 3] [--jobs 2] [--only NAME ...]
-        [--base MODEL] [--size medium]
+        [--base MODEL] [--size medium] [--reference-epochs 2]
 
 DIR holds gsm8k_train.jsonl, gsm8k_test.jsonl, general.jsonl, harmful.jsonl, refusals.jsonl, benign_risky.jsonl and
 prompts_*.jsonl. The bundled model is aligned first (`align.py`), for it comes without safety to lose; another base is
-taken as it is. It needs a --work of its own, and so does another --size. Then, for each seed, references are trained on
-rows of their own and score each custom set once; and each comparison of this folder is run by ``toss compare``:
-methods x seeds, resumable, on rows that `rows.py` deals out. What is done is not done again.
+taken as it is. It needs a --work of its own, and so do another --size and other --reference-epochs. Then, for each
+seed, references are trained on rows of their own and score each custom set once; and each comparison of this folder is
+run by ``toss compare``: methods x seeds, resumable, on rows that `rows.py` deals out. What is done is not done again.
 
 - main: all methods on a custom set of which a fifth is harmful;
 - ablations: settings of TOSS, on the validation split;
@@ -44,7 +44,7 @@ BUNDLED = "bundled:smollm2-135m-instruct"
 PARTS = ("main", "ablations", "contamination", "risky", "references")
 OTHER_SHARES = [f"{share:g}" for share in SHARES if share != SHARE]
 """Of harmful rows, but for that of the main comparison, which need not be made twice."""
-TRAINED = ("1", f"{EPOCHS}", BEST)
+TRAINED = ("1", "2", BEST)
 """Passes of the references over their rows, to see what these are worth."""
 
 
@@ -76,7 +76,9 @@ def lay_out(experiment: Experiment, to: Path) -> None:
     """Writes the configurations, with what they leave open filled in."""
     for file in (*HERE.glob("*.yaml"), HERE / "labels.py"):
         shutil.copy(file, to)
-    test, contamination = to / "test.yaml", to / "contamination.yaml"
+    common, test, contamination = to / "common.yaml", to / "test.yaml", to / "contamination.yaml"
+    text = common.read_text(encoding="utf-8").replace(f"_epochs: {EPOCHS}\n", f"_epochs: {experiment.epochs}\n")
+    common.write_text(text, encoding="utf-8")
     text = test.read_text(encoding="utf-8").replace("{prompts}", str(experiment.rows.prompts))
     test.write_text(text, encoding="utf-8")
     text = contamination.read_text(encoding="utf-8")
@@ -92,13 +94,13 @@ def comparisons(parts: Sequence[str]) -> list[str]:
     return [name for part in compared for name in (of_shares if part == "contamination" else [part])]
 
 
-def train_references(experiment: Experiment, seed: int, trained: str = f"{EPOCHS}") -> None:
+def train_references(experiment: Experiment, seed: int, trained: str | None = None) -> None:
     """Trains the references of a seed and scores the main custom set with them, unless that is done."""
     settings = [f"--data.utility=rows/utility_{seed}.jsonl", f"--data.harmful=rows/harmful_{seed}.jsonl"]
     if trained == BEST:
         settings += ["--loop.keep_epoch=best", "--data.utility_val=rows/task_validation.jsonl"]
         settings += ["--data.harmful_val=rows/pairs_validation.jsonl"]
-    epochs = MOST_EPOCHS if trained == BEST else trained
+    epochs = MOST_EPOCHS if trained == BEST else trained or experiment.epochs
     settings = ["--config=references.yaml", *settings, f"--loop.reference_epochs={epochs}"]
     score(experiment, experiment.references(seed, trained), settings, seed)
 
@@ -176,10 +178,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--base", help="another chat model: a directory, a hub id or a .gguf file")
     parser.add_argument("--size", choices=SIZES, default="medium", help="rows of everything")
+    parser.add_argument("--reference-epochs", type=int, default=EPOCHS, metavar="N", help="passes over their rows")
     parser.add_argument("--report", action="store_true", help="run nothing")
     args = parser.parse_args()
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    experiment = Experiment(args.work.resolve(), args.seeds, args.base, args.size, threads)
+    work = args.work.resolve()
+    experiment = Experiment(work, args.seeds, args.base, args.size, threads, args.reference_epochs)
     options = [f"--seeds={args.seeds}", f"--jobs={args.jobs}", *(["--report"] if args.report else [])]
     experiment.claim()
     if not args.report:

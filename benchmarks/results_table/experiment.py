@@ -14,7 +14,7 @@ from rows import ALIGNMENT, SHARE, SIZES, Size
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 EPOCHS: int = yaml.safe_load((HERE / "common.yaml").read_text(encoding="utf-8"))["loop"]["reference_epochs"]
-"""Passes of the references over their rows."""
+"""Passes of the references over their rows, where nothing else is asked for."""
 MOST_EPOCHS = 4
 BEST = "best"
 """References of which the best one of :data:`MOST_EPOCHS` is kept, as the validation split tells."""
@@ -34,6 +34,8 @@ class Experiment:
     """See :data:`rows.SIZES`."""
     threads: int = 1
     """Of each process."""
+    epochs: int = EPOCHS
+    """Passes of the references over their rows."""
 
     @property
     def rows(self) -> Size:
@@ -51,16 +53,18 @@ class Experiment:
         """What writes the pages."""
         other = [f"--base {self.name}"] if self.base else []
         other += [f"--size {self.size}"] if self.size != "medium" else []
+        other += [f"--reference-epochs {self.epochs}"] if self.epochs != EPOCHS else []
         return " ".join(
             ["python benchmarks/results_table --data DIR", f"--seeds {' '.join(map(str, self.seeds))}", *other]
         )
 
-    def setup(self, epochs: str = f"{EPOCHS} epochs") -> list[str]:
+    def setup(self, epochs: str | None = None) -> list[str]:
         """What is done, in words.
 
         Args:
-            epochs: how long references are trained.
+            epochs: how long references are trained, where that is not :attr:`epochs`.
         """
+        epochs = epochs or f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         first = (
             "Bundled 135M model, aligned first on refusals, safe replies and plain tasks, then fine-tuned with LoRA on"
         )
@@ -117,11 +121,12 @@ class Experiment:
         """Whether a comparison has come to its end, or to a report of what is done."""
         return (self.work / name / "compare.json").exists()
 
-    def references(self, seed: int, trained: str = f"{EPOCHS}") -> Path:
+    def references(self, seed: int, trained: str | None = None) -> Path:
         """Where the references of a seed lie.
 
         Args:
             seed: which one.
-            trained: for how many epochs, or :data:`BEST`.
+            trained: for how many epochs, or :data:`BEST`; None: those that methods use.
         """
-        return self.work / ("references" if trained == f"{EPOCHS}" else f"references_{trained}") / f"seed-{seed}"
+        used = trained in (None, f"{self.epochs}")
+        return self.work / ("references" if used else f"references_{trained}") / f"seed-{seed}"
