@@ -5,12 +5,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from toss_lightning.data import TossDataModule
 from toss_lightning.loops import TossProLoop, make_trainer
 from toss_lightning.loops.plan import TOSS_PLAN
 from toss_lightning.models import Base, Lora, Optim, WeightedLoraModule
+
+
+class Kill(Callback):
+    """Ends a run before an optimizer step, as a kill does: nothing more is written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ends the run at its step."""
+        if trainer.global_step == self.step:
+            raise RuntimeError("killed")
 
 
 def tiny_fit(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from runs import artifacts, tiny_fit
+from runs import Kill, artifacts, tiny_fit
 from tiny import save_tiny_model
 
 from toss_lightning.errors import Stopped, StoreError
@@ -42,17 +42,6 @@ def finished(tiny_model, tiny_sets, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("finished")
     tiny_fit(tiny_model, tiny_sets, run_dir, **RUN)
     return run_dir
-
-
-class Kill(Callback):
-    """Ends the run before an optimizer step, as a kill does: nothing more is written."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == self.step:
-            raise RuntimeError("killed")
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------

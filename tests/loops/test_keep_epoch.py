@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lightning.pytorch import Callback
-from runs import artifacts, tiny_fit
+from runs import Kill, artifacts, tiny_fit
 
 from toss_lightning.errors import ConfigError
 from toss_lightning.loops.checkpoints import newest
@@ -25,17 +25,6 @@ BEST: dict[str, Any] = {
     "loop": {"reference_epochs": EPOCHS, "keep_epoch": "best"},
     "module": MODULE,
 }
-
-
-class Kill(Callback):
-    """Ends a run before an optimizer step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == self.step:
-            raise RuntimeError("killed")
 
 
 def summary_of(run_dir: Path) -> dict[str, Any]:

@@ -137,7 +137,10 @@ class TossLoop(TossPlan):
         return self.keep_epoch == "best" and stage.adapter in REFERENCES
 
     def _judge_epoch(self, stage: Stage) -> None:
-        """Keeps the slot's weights as the reference if no epoch before did as well on held-out rows."""
+        """Keeps the slot's weights as the reference if no epoch before did as well on held-out rows.
+
+        A refit so takes the place of the reference before it, also one that is then left out: nothing reads either.
+        """
         module = self.module
         if module.held_out_step != self.trainer.global_step:
             self.evaluate(stage.name)
