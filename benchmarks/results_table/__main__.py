@@ -1,11 +1,11 @@
 """The results table: which method keeps a fine-tuned model safe, and what it costs of the task.
 
     python benchmarks/results_table --data DIR [--work runs/results_table] [--seeds 1 2 3] [--jobs 2] [--only NAME ...]
-        [--base MODEL] [--size medium] [--reference-epochs 2]
+        [--base MODEL] [--size medium] [--reference-epochs 2] [--dtype auto]
 
 DIR holds gsm8k_train.jsonl, gsm8k_test.jsonl, general.jsonl, harmful.jsonl, refusals.jsonl, benign_risky.jsonl and
 prompts_*.jsonl. The bundled model is aligned first (`align.py`), for it comes without safety to lose; another base is
-taken as it is. It needs a --work of its own, and so do another --size and other --reference-epochs. Then, for each
+taken as it is. It needs a --work of its own, and so do another --size, --reference-epochs and --dtype. Then, for each
 seed, references are trained on rows of their own and score each custom set once; and each comparison of this folder is
 run by ``toss compare``: methods x seeds, resumable, on rows that `rows.py` deals out. What is done is not done again.
 
@@ -15,7 +15,8 @@ run by ``toss compare``: methods x seeds, resumable, on rows that `rows.py` deal
 - risky: harmless rows that erode safety most;
 - references: how long references are trained, and what they know then.
 
-Writes benchmarks/results/results_table*.md and .svg, of another base with its name; with --report, from what is there.
+Writes benchmarks/results/results_table*.md and .svg, of another base or size with its name; with --report, from what is
+there.
 """
 
 import argparse
@@ -44,6 +45,7 @@ BUNDLED = "bundled:smollm2-135m-instruct"
 PARTS = ("main", "ablations", "contamination", "risky", "references")
 OTHER_SHARES = [f"{share:g}" for share in SHARES if share != SHARE]
 """Of harmful rows, but for that of the main comparison, which need not be made twice."""
+DTYPES = ("auto", "float32", "bfloat16")
 TRAINED = ("1", "2", BEST)
 """Passes of the references over their rows, to see what these are worth."""
 
@@ -78,6 +80,8 @@ def lay_out(experiment: Experiment, to: Path) -> None:
         shutil.copy(file, to)
     common, test, contamination = to / "common.yaml", to / "test.yaml", to / "contamination.yaml"
     text = common.read_text(encoding="utf-8").replace(f"_epochs: {EPOCHS}\n", f"_epochs: {experiment.epochs}\n")
+    if experiment.dtype != "auto":
+        text = text.replace("quantization: nf4}", f"quantization: nf4, dtype: {experiment.dtype}}}")
     common.write_text(text, encoding="utf-8")
     text = test.read_text(encoding="utf-8").replace("{prompts}", str(experiment.rows.prompts))
     test.write_text(text, encoding="utf-8")
@@ -179,11 +183,12 @@ def main() -> None:
     parser.add_argument("--base", help="another chat model: a directory, a hub id or a .gguf file")
     parser.add_argument("--size", choices=SIZES, default="medium", help="rows of everything")
     parser.add_argument("--reference-epochs", type=int, default=EPOCHS, metavar="N", help="passes over their rows")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="what is computed in; see model.base.dtype")
     parser.add_argument("--report", action="store_true", help="run nothing")
     args = parser.parse_args()
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     work = args.work.resolve()
-    experiment = Experiment(work, args.seeds, args.base, args.size, threads, args.reference_epochs)
+    experiment = Experiment(work, args.seeds, args.base, args.size, threads, args.reference_epochs, args.dtype)
     options = [f"--seeds={args.seeds}", f"--jobs={args.jobs}", *(["--report"] if args.report else [])]
     experiment.claim()
     if not args.report:

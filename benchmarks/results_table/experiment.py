@@ -36,6 +36,8 @@ class Experiment:
     """Of each process."""
     epochs: int = EPOCHS
     """Passes of the references over their rows."""
+    dtype: str = "auto"
+    """What is computed in, as ``model.base.dtype`` takes it."""
 
     @property
     def rows(self) -> Size:
@@ -45,15 +47,17 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """Of another base; nothing for the bundled one."""
-        return Path(self.base).stem if self.base else ""
+        """Of another base, and of another size; nothing for the usual ones."""
+        base = [Path(self.base).stem] if self.base else []
+        return "_".join([*base, *([self.size] if self.size != "medium" else [])])
 
     @property
     def command(self) -> str:
         """What writes the pages."""
-        other = [f"--base {self.name}"] if self.base else []
+        other = [f"--base {Path(self.base).stem}"] if self.base else []
         other += [f"--size {self.size}"] if self.size != "medium" else []
         other += [f"--reference-epochs {self.epochs}"] if self.epochs != EPOCHS else []
+        other += [f"--dtype {self.dtype}"] if self.dtype != "auto" else []
         return " ".join(
             ["python benchmarks/results_table --data DIR", f"--seeds {' '.join(map(str, self.seeds))}", *other]
         )
@@ -70,7 +74,7 @@ class Experiment:
         )
         size = self.rows
         return [
-            f"{self.name}, as it comes, fine-tuned with LoRA on" if self.base else first,
+            f"{Path(self.base).stem}, as it comes, fine-tuned with LoRA on" if self.base else first,
             f"NF4: {size.custom} custom rows, {SHARE:.0%} of them harmful (BeaverTails), the others gsm8k and general",
             f"instructions; one epoch, learning rate 5e-4; references from {size.reference} rows each, {epochs};",
             f"{size.pairs} held-out pairs and {size.task} held-out rows of the task; {size.safety} safe rows for",
@@ -80,7 +84,7 @@ class Experiment:
     def page(self, part: str, suffix: str = ".md") -> Path:
         """The file of a page or picture; ``part`` is empty for the main one."""
         return RESULTS / (
-            "_".join(["results_table", *([self.name] if self.base else []), *([part] if part else [])]) + suffix
+            "_".join(["results_table", *([self.name] if self.name else []), *([part] if part else [])]) + suffix
         )
 
     def toss(self, *arguments: str) -> int:
