@@ -15,8 +15,8 @@ run by ``toss compare``: methods x seeds, resumable, on rows that `rows.py` deal
 - risky: harmless rows that erode safety most;
 - references: how long references are trained, and what they know then.
 
-Writes benchmarks/results/results_table*.md and .svg, of another base or size with its name; with --report, from what is
-there.
+Writes benchmarks/results/results_table*.md, .svg and .csv (what each run measured), of another base or size with its
+name; with --report, from what is there.
 """
 
 import argparse
@@ -136,6 +136,9 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
     def write(text: str, part: str, suffix: str = ".md") -> None:
         experiment.page(part, suffix).write_text(text, encoding="utf-8")
 
+    for name in comparisons(parts):
+        if experiment.is_made(name):
+            shutil.copy(work / name / "compare_runs.csv", experiment.page("" if name == "main" else name, ".csv"))
     if "main" in parts and experiment.is_made("main"):
         tested = [*setup, *asked(work / "test.yaml")]
         write(page(work, f"{command} --only main", tested), "")

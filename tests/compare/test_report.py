@@ -8,6 +8,7 @@ import re
 import xml.etree.ElementTree as ET
 from itertools import combinations, product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -108,6 +109,27 @@ def test_csv_is_long_and_plain(content, folder):
     expected = next(one for one in content["measures"] if one["name"] == "harmful compliance")["models"][NAMES[1]]
     assert float(row["value"]) == expected["value"]
     assert (row["judge"], row["better"], row["n"]) == ("J", "lower", "40")
+
+
+def test_a_sheet_has_what_each_run_measured(content, folder):
+    rows = list(csv.DictReader(io.StringIO((folder / "compare_runs.csv").read_text())))
+    done = [(name, str(seed)) for name in NAMES for seed in (1, 2, 3) if (name, seed) != ("SPF", 3)]
+    assert [(row["method"], row["seed"]) for row in rows] == done
+    assert all(float(row["seconds"]) > 0 for row in rows)
+    for one in content["measures"]:
+        for name in NAMES:
+            of_seeds = [float(row[one["title"]]) for row in rows if row["method"] == name]
+            assert mean(of_seeds) == pytest.approx(one["models"][name]["value"])
+
+
+def test_what_a_run_did_not_decide_is_empty_in_its_sheet(tmp_path):
+    comparison, runs = made(write_comparison(tmp_path, {"plain SFT": None, "TOSS": None}, seeds=[1]))
+    for (name, _), run in runs.items():
+        values = [None, None] if name == "TOSS" else [1.0, None]
+        finish(run, [measure("harmful compliance", [0.0] * 2, values, judge="J")])
+    report_comparison(comparison, list(runs.values()), [], [])
+    rows = csv.DictReader(io.StringIO((comparison.run_dir / "compare_runs.csv").read_text()))
+    assert {row["method"]: row["harmful compliance (J)"] for row in rows} == {"plain SFT": "1.0", "TOSS": ""}
 
 
 def test_latex_is_escaped_and_even(folder):
@@ -272,7 +294,7 @@ def test_a_judge_that_never_decides_costs_the_picture_alone(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()[-2:]
     assert said == [
         "no picture: no model has both ROUGE-L, x and harmful compliance (J); name others with plot",
-        f"Numbers and tables are in {comparison.run_dir}: compare.md, .json, .csv, .tex",
+        f"Numbers and tables are in {comparison.run_dir}: compare.md, .json, .csv, .tex and compare_runs.csv",
     ]
     assert not (comparison.run_dir / "compare.svg").exists()
     assert "| A |" in (comparison.run_dir / "compare.md").read_text()

@@ -41,7 +41,16 @@ def compare_outcomes(
         "time": _times(outcomes, methods, baseline),
         "idle": {name: reasons for name in methods if (reasons := _idle(outcomes[name]))},
         "weak": {name: reasons for name in methods if (reasons := _weak(outcomes[name]))},
+        "runs": [_run(name, seed, outcomes, measures) for name in methods for seed in sorted(outcomes[name])],
     }
+
+
+def _run(method: str, seed: int, outcomes: Outcomes, measures: Sequence[Measured]) -> dict[str, Any]:
+    """What one run measured, of which the others are means."""
+    of_prompts = {one.title: one.of.get(method, {}).get("target", {}).get(seed, []) for one in measures}
+    known = {title: [value for value in values if value is not None] for title, values in of_prompts.items()}
+    values = {title: sum(of) / len(of) if of else None for title, of in known.items()}
+    return {"method": method, "seed": seed, "seconds": outcomes[method][seed].seconds, "values": values}
 
 
 def _idle(runs: Mapping[int, Outcome]) -> list[str]:

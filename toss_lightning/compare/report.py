@@ -11,7 +11,7 @@ from toss_lightning.compare.measured import read_outcomes
 from toss_lightning.compare.numbers import compare_outcomes
 from toss_lightning.compare.plot_svg import have_both, scatter
 from toss_lightning.compare.runs import Run
-from toss_lightning.compare.tables import latex, markdown, show, spreadsheet
+from toss_lightning.compare.tables import latex, markdown, sheet_of_runs, show, spreadsheet
 from toss_lightning.compare.win_rate import measure_win_rates
 from toss_lightning.files import write_json, write_text
 
@@ -25,7 +25,7 @@ UTILITY = ("over-refusal",)
 def report_comparison(
     comparison: Comparison, runs: Sequence[Run], differ: Sequence[str], helped: Sequence[str]
 ) -> None:
-    """Writes compare.json, .md, .csv, .tex and .svg into the directory of the comparison, and prints the tables.
+    """Writes compare.json, .md, .csv, .tex, .svg and compare_runs.csv into its directory, and prints the tables.
 
     Args:
         comparison: what was asked for.
@@ -50,14 +50,15 @@ def report_comparison(
     write_json(home / "compare.json", content)
     write_text(home / "compare.md", markdown(content, PICTURE if axes else None))
     write_text(home / "compare.csv", spreadsheet(content))
+    write_text(home / "compare_runs.csv", sheet_of_runs(content))
     write_text(home / "compare.tex", latex(content))
     if axes:
         write_text(home / PICTURE, scatter(content, axes["x"], axes["y"]))
     console = Console(highlight=False)
     show(content, console)
-    left = f"Numbers, tables and a picture are in {home}: compare.md, .json, .csv, .tex, .svg"
+    left = f"Numbers, tables and a picture are in {home}: compare.md, .json, .csv, .tex, .svg and compare_runs.csv"
     if not axes:
-        left = f"Numbers and tables are in {home}: compare.md, .json, .csv, .tex"
+        left = f"Numbers and tables are in {home}: compare.md, .json, .csv, .tex and compare_runs.csv"
     for line in (*problems, left):
         console.print(line, soft_wrap=True, markup=False)
 

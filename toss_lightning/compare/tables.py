@@ -94,6 +94,17 @@ def spreadsheet(content: Content) -> str:
     return file.getvalue()
 
 
+def sheet_of_runs(content: Content) -> str:
+    """A line for each run, with every measure, for statistics of one's own."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    titles = [one["title"] for one in content["measures"]]
+    writer.writerow(["method", "seed", "seconds", *titles])
+    for run in content["runs"]:
+        writer.writerow([run["method"], run["seed"], run["seconds"], *(run["values"][title] for title in titles)])
+    return file.getvalue()
+
+
 def _share(measure: Content, one: Content) -> list[Any]:
     """The cells behind the name of a share, of which more is better whatever it is a share of."""
     return [measure["judge"], "higher", *(one[key] for key in ("value", "low", "high", "over", "seeds")), "", ""]
