@@ -8,10 +8,11 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 
 from toss_lightning.data.datamodule import Companions
-from toss_lightning.errors import ConfigError, StoreError, check_choice
+from toss_lightning.errors import ConfigError, check_choice
 from toss_lightning.evaluation import Evaluation, Evaluator, SafetyProbe
 from toss_lightning.files import restore_directory, sweep
 from toss_lightning.identity import name_plugin
+from toss_lightning.loops.given import check_anchors, check_scores, load_selection
 from toss_lightning.loops.method import Method
 from toss_lightning.loops.metrics import MetricsCsv
 from toss_lightning.loops.plan import TOSS_PLAN, Action, Given, Plan, Stage, make_plan
@@ -21,12 +22,10 @@ from toss_lightning.loops.strategies import check_trainer
 from toss_lightning.models.module import REFERENCES
 from toss_lightning.models.sharding import is_sharding
 from toss_lightning.report.summary import Summary
-from toss_lightning.scores import TokenScores
 from toss_lightning.seeds import global_seed
 from toss_lightning.selection import (
     Anchored,
     GlobalTopFraction,
-    OnlineSelection,
     Seal,
     Selection,
     SelectorTraining,
@@ -209,46 +208,15 @@ class TossPlan(PlanLoop):
     def _check_given(self) -> None:
         """Looks at the scores or the selection that are given before anything is trained."""
         if self.scores_from:
-            scores = TokenScores(self._store, self.scores_round)
-            scores.check(self.datamodule.sets["custom"].hashes())
-            if missing := scores.missing(self.selection.columns, self.selection.features):
-                raise StoreError(
-                    f"loop.scores_from: {self._store} has no {', no '.join(missing)}, which"
-                    f" {type(self.selection).__name__} reads: score with this selection, or choose another"
-                )
+            check_scores(self._store, self.scores_round, self.datamodule, self.selection)
         if self.selection_from:
             self._load_selection()
 
     def _load_selection(self) -> TokenWeights:
-        weights = TokenWeights.load(self._selection_path)
-        custom = self.datamodule.sets["custom"]
-        tokens = {row.row_id: len(row.response_positions) for row in custom.rows}
-        weights.check(custom.hashes(), self._selection_path, self.datamodule.fingerprints(), tokens)
-        if self._selected not in (None, weights.digest()):
-            raise StoreError(
-                f"{self._selection_path}: this is not the selection that the run was begun with: select again with the"
-                " same settings, or start a new run"
-            )
-        if isinstance(self.selection, OnlineSelection) != bool(weights.columns):
-            raise StoreError(
-                f"{self._selection_path}: made for another kind of loop.selection than {type(self.selection).__name__}:"
-                " give the one that it was made with, or select again"
-            )
+        weights = load_selection(self._selection_path, self.datamodule, self.selection, self._selected)
         if self.selection_from:
-            self._check_anchors(weights)
+            check_anchors(self._selection_path, weights, self.selection)
         return weights
-
-    def _check_anchors(self, weights: TokenWeights) -> None:
-        """Refuses anchors of another run's selection that this run's would train with otherwise."""
-        report, ours = weights.report, Method(self.selection)
-        named = ours.selected(int(report.get("round", 0)))
-        maker = report.get("method", named)
-        rows = report.get("safety_rows", ours.companion_rows)
-        if (weights.anchor and maker != named) or rows != ours.companion_rows:
-            raise StoreError(
-                f"{self._selection_path}: made by {maker} with {rows} safety rows in each step, and loop.selection is"
-                f" {named} with {ours.companion_rows}: give the one that it was made with"
-            )
 
     # --- what identifies a run, and where it is -----------------------------------------------------------------------
 

@@ -1,0 +1,76 @@
+"""Scores and selections that a run takes as they are: whether they belong to its rows and to its method."""
+
+from pathlib import Path
+
+from toss_lightning.data import TossDataModule
+from toss_lightning.errors import StoreError
+from toss_lightning.loops.method import Method
+from toss_lightning.scores import TokenScores
+from toss_lightning.selection import OnlineSelection, Selection, TokenWeights
+
+
+def check_scores(store: Path, round: int | None, data: TossDataModule, selection: Selection) -> None:
+    """Looks at scores before anything is trained.
+
+    Args:
+        store: where they are.
+        round: which of them; the last ones by default.
+        data: whose custom rows they must be of.
+        selection: which must find all that it reads.
+
+    Raises:
+        StoreError: there are none, or they are of other rows, or lack something.
+    """
+    scores = TokenScores(store, round)
+    scores.check(data.sets["custom"].hashes())
+    if missing := scores.missing(selection.columns, selection.features):
+        raise StoreError(
+            f"loop.scores_from: {store} has no {', no '.join(missing)}, which {type(selection).__name__} reads: score"
+            " with this selection, or choose another"
+        )
+
+
+def load_selection(path: Path, data: TossDataModule, selection: Selection, begun_with: str | None) -> TokenWeights:
+    """The token weights that a target is trained with.
+
+    Args:
+        path: where they are.
+        data: whose custom rows they must be of.
+        selection: of the kind that they must have been made with.
+        begun_with: their digest where the run was begun; None before that.
+
+    Raises:
+        StoreError: there are none, or others than these.
+    """
+    weights = TokenWeights.load(path)
+    custom = data.sets["custom"]
+    tokens = {row.row_id: len(row.response_positions) for row in custom.rows}
+    weights.check(custom.hashes(), path, data.fingerprints(), tokens)
+    if begun_with not in (None, weights.digest()):
+        raise StoreError(
+            f"{path}: this is not the selection that the run was begun with: select again with the same settings, or"
+            " start a new run"
+        )
+    if isinstance(selection, OnlineSelection) != bool(weights.columns):
+        raise StoreError(
+            f"{path}: made for another kind of loop.selection than {type(selection).__name__}: give the one that it was"
+            " made with, or select again"
+        )
+    return weights
+
+
+def check_anchors(path: Path, weights: TokenWeights, selection: Selection) -> None:
+    """Refuses anchors of another run's selection that this run's would train with otherwise.
+
+    Raises:
+        StoreError: they are such.
+    """
+    report, ours = weights.report, Method(selection)
+    named = ours.selected(int(report.get("round", 0)))
+    maker = report.get("method", named)
+    rows = report.get("safety_rows", ours.companion_rows)
+    if (weights.anchor and maker != named) or rows != ours.companion_rows:
+        raise StoreError(
+            f"{path}: made by {maker} with {rows} safety rows in each step, and loop.selection is {named} with"
+            f" {ours.companion_rows}: give the one that it was made with"
+        )
