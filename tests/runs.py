@@ -60,3 +60,8 @@ def artifacts(run_dir: Path) -> dict[str, bytes]:
     folders = ("adapters", "scores", "selection", "promoted")
     files = [file for name in folders for file in (run_dir / name).rglob("*") if file.is_file()]
     return {str(file.relative_to(run_dir)): file.read_bytes() for file in files}
+
+
+def scored(run_dir: Path) -> dict[str, bytes]:
+    """Every byte of the store."""
+    return {name: content for name, content in artifacts(run_dir).items() if name.startswith("scores/")}

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from runs import artifacts, tiny_fit
-from tiny import WORDS, save_tiny_model, some_pairs, write_rows
+from runs import Kill, artifacts, scored, tiny_fit
+from tiny import save_tiny_model, some_pairs, write_rows
 from transformers import AutoModelForCausalLM
 
 from toss_lightning.data import TossDataModule
@@ -18,14 +18,9 @@ from toss_lightning.loops import TossProLoop, make_trainer
 from toss_lightning.loops.checkpoints import newest
 from toss_lightning.models import Base, Lora, Optim, References, WeightedLoraModule
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import Anchored, GlobalTopFraction, PerRowTopFraction, TokenWeights
+from toss_lightning.selection import PerRowTopFraction, TokenWeights
 
 WITH_CONTROL = ("utility", "degraded", "score", "select", "sft", "target")
-
-
-def scored(run_dir: Path) -> dict[str, bytes]:
-    """Every byte of the store."""
-    return {name: content for name, content in artifacts(run_dir).items() if name.startswith("scores/")}
 
 
 @pytest.fixture(scope="module")
@@ -242,17 +237,6 @@ def test_lora_targets_are_shared_by_all_adapters(tiny_model, tiny_sets, tmp_path
         assert (config["r"], config["target_modules"]) == (2, ["v_proj"])
 
 
-# --- plans that begin or end elsewhere --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pro(tiny_model, tiny_sets, tmp_path_factory) -> Path:
-    """A run whose store has two rounds that mask other tokens."""
-    run_dir = tmp_path_factory.mktemp("pro")
-    tiny_fit(tiny_model, tiny_sets, run_dir, loop={"rounds": 1, "promote": 4})
-    return run_dir
-
-
 def test_references_alone(tiny_model, tiny_sets, tmp_path: Path, finished: Path) -> None:
     sets = {name: tiny_sets[name] for name in ("utility", "harmful")}
     tiny_fit(tiny_model, sets, tmp_path, plan=["utility", "degraded"])
@@ -261,126 +245,6 @@ def test_references_alone(tiny_model, tiny_sets, tmp_path: Path, finished: Path)
     for name in ("utility", "degraded"):
         weights = f"adapters/{name}/adapter_model.safetensors"
         assert (tmp_path / weights).read_bytes() == (finished / weights).read_bytes()
-
-
-@pytest.mark.parametrize("round", [None, 0, 1])
-def test_a_selection_from_a_store_of_another_run(tiny_model, tiny_sets, tmp_path: Path, pro: Path, round) -> None:
-    before = scored(pro)
-    loop = {"scores_from": str(pro / "scores"), "scores_round": round, "selection": GlobalTopFraction(0.2)}
-    tiny_fit(tiny_model, {"custom": tiny_sets["custom"]}, tmp_path, plan=["select"], loop=loop)
-    by_hand = GlobalTopFraction(0.2).select(TokenScores(pro / "scores", 1 if round is None else round))
-    np.testing.assert_array_equal(TokenWeights.load(tmp_path / "selection").flat(), by_hand.flat())
-    assert not (tmp_path / "scores").exists()
-    assert scored(pro) == before, "the other run's store is only read"
-
-
-def test_a_store_of_another_run_and_the_target_alone(tiny_model, tiny_sets, tmp_path: Path, pro: Path) -> None:
-    loop = {"scores_from": str(pro / "scores")}
-    tiny_fit(tiny_model, {"custom": tiny_sets["custom"]}, tmp_path, plan=["select", "target"], loop=loop)
-    weights = "adapters/target/adapter_model.safetensors"
-    assert (tmp_path / weights).read_bytes() == (pro / weights).read_bytes()
-
-
-def test_a_selection_of_another_run_and_the_target_alone(tiny_model, tiny_sets, tmp_path: Path, pro: Path) -> None:
-    loop = {"selection_from": str(pro / "selection")}
-    tiny_fit(tiny_model, {"custom": tiny_sets["custom"]}, tmp_path, plan=["target"], loop=loop)
-    weights = "adapters/target/adapter_model.safetensors"
-    assert (tmp_path / weights).read_bytes() == (pro / weights).read_bytes()
-    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (tmp_path, pro))
-    assert ours["selection"] == theirs["selection"]
-    assert ours["method"] == theirs["method"] == "TOSS-Pro"
-
-
-def test_a_selection_with_anchors_wants_the_selection_that_made_it(tiny_model, tiny_sets, tmp_path: Path) -> None:
-    def anchored() -> Anchored:
-        return Anchored(GlobalTopFraction(0.3), safety_rows=2)
-
-    def taken(run: str, **loop: Any) -> None:
-        of_run = {"selection_from": str(tmp_path / "made" / "selection"), **loop}
-        tiny_fit(tiny_model, tiny_sets, tmp_path / run, plan=["target"], loop=of_run)
-
-    tiny_sets = {**tiny_sets, "safety": write_rows(tmp_path / "safety.jsonl", some_pairs(4, start=9))}
-    tiny_fit(tiny_model, tiny_sets, tmp_path / "made", loop={"selection": anchored()})
-    made = "made by TOSS-Anchor with 2 safety rows in each step, and loop.selection is "
-    with pytest.raises(StoreError, match=made + "TOSS with 0: give the one that it was made with"):
-        taken("plain")
-    with pytest.raises(StoreError, match=made + "TOSS-Anchor with 0"):
-        taken("fewer", selection=Anchored(GlobalTopFraction(0.3)))
-    taken("same", selection=anchored())
-    weights = "adapters/target/adapter_model.safetensors"
-    assert (tmp_path / "same" / weights).read_bytes() == (tmp_path / "made" / weights).read_bytes()
-
-
-def test_a_selection_serves_another_base_with_the_same_tokenizer(tiny_sets, tmp_path: Path, pro: Path) -> None:
-    class TheirWeights(GlobalTopFraction):
-        """What the other base trains with, when it makes the selection itself."""
-
-        def select(self, scores: TokenScores) -> TokenWeights:
-            return TokenWeights.load(pro / "selection")
-
-    other = save_tiny_model(tmp_path / "other", hidden=48, seed=7)
-    loop = {"selection_from": str(pro / "selection")}
-    tiny_fit(other, {"custom": tiny_sets["custom"]}, tmp_path / "taken", plan=["target"], loop=loop)
-    tiny_fit(other, tiny_sets, tmp_path / "made", loop={"selection": TheirWeights()})
-    weights = "adapters/target/adapter_model.safetensors"
-    assert (tmp_path / "taken" / weights).read_bytes() == (tmp_path / "made" / weights).read_bytes()
-    tiny_fit(other, {"custom": tiny_sets["custom"]}, tmp_path / "plain", plan=["target"])
-    assert (tmp_path / "taken" / weights).read_bytes() != (tmp_path / "plain" / weights).read_bytes()
-
-
-def test_a_selection_is_refused_by_naming_what_differs(tiny_model, tiny_sets, tmp_path: Path, pro: Path) -> None:
-    def refusal(model: str, custom: str, **data: Any) -> str:
-        loop = {"selection_from": str(pro / "selection")}
-        with pytest.raises(StoreError, match="has other tokens than the row that was selected from") as error:
-            tiny_fit(model, {"custom": custom}, tmp_path / "run", plan=["target"], loop=loop, data=data)
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-    # the same words under other numbers, and as many of them
-    other = save_tiny_model(tmp_path / "other", words=reversed(WORDS))
-    assert "(another tokenizer)" in refusal(other, tiny_sets["custom"])
-    template = tmp_path / "template.jinja"
-    template.write_text(
-        "{% for message in messages %}<|im_start|> {{ message['role'] }} w0 {{ message['content'] }} <|im_end|> "
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|> assistant w0 {% endif %}"
-    )
-    assert "(another template)" in refusal(tiny_model, tiny_sets["custom"], chat_template=str(template))
-    assert "(another limits)" in refusal(tiny_model, tiny_sets["custom"], max_length=15)
-    changed = write_rows(tmp_path / "custom.jsonl", some_pairs(14, start=9), label="benign", source="made")
-    assert "(another dataset)" in refusal(tiny_model, changed)
-
-
-def test_scores_of_other_rows_are_refused_before_the_target_is_trained(
-    tiny_model, tiny_sets, tmp_path: Path, pro: Path
-) -> None:
-    changed = write_rows(tmp_path / "custom.jsonl", some_pairs(14, start=9))
-    loop = {"scores_from": str(pro / "scores")}
-    with pytest.raises(StoreError, match="row 0 is not the one that was scored"):
-        tiny_fit(tiny_model, {"custom": changed}, tmp_path / "run", plan=["select", "target"], loop=loop)
-    assert not (tmp_path / "run/adapters").exists()
-
-
-@pytest.mark.parametrize(
-    ("plan", "loop", "error", "message"),
-    [
-        (["select", "target"], {"scores_from": "no/such"}, StoreError, "no/such: no token scores here"),
-        (["target"], {"selection_from": "no/such"}, StoreError, "no/such: no selection to be had"),
-        (["utility", "degraded", "score", "select"], {"scores_from": "x"}, ConfigError, "'score' would make what loop"),
-        (["select", "target"], {"selection_from": "x"}, ConfigError, "'select' would make what loop.selection_from"),
-    ],
-)
-def test_what_is_given_twice_or_not_there(
-    tiny_model, tiny_sets, tmp_path: Path, plan: list, loop: dict, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message) as caught:
-        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=plan, loop=loop)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_round_that_the_store_does_not_have(tiny_model, tiny_sets, tmp_path: Path, pro: Path) -> None:
-    loop = {"scores_from": str(pro / "scores"), "scores_round": 2}
-    with pytest.raises(StoreError, match=r"scores: no scores of round 2 here \(rounds: 0, 1\)"):
-        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["select", "target"], loop=loop)
 
 
 # --- a Trainer that scores or selects alone ---------------------------------------------------------------------------
@@ -413,13 +277,8 @@ def test_a_trainer_scores_alone_rounds_included_and_then_selects_without_a_model
 
 
 def test_a_trainer_that_scores_goes_on_from_a_checkpoint(tiny_model, tiny_sets, tmp_path: Path, finished: Path) -> None:
-    class Kill(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == 7:
-                raise RuntimeError("killed")
-
     trainer = trainer_of(tmp_path)
-    trainer.callbacks.append(Kill())
+    trainer.callbacks.append(Kill(7))
     with pytest.raises(RuntimeError, match="killed"):
         trainer.score(*parts_of(tiny_model, tiny_sets))
     trainer_of(tmp_path).score(*parts_of(tiny_model, tiny_sets), ckpt_path=newest(tmp_path / "checkpoints"))
