@@ -57,6 +57,16 @@ def test_nf4_computes_in_the_dtype_it_says_also_where_the_cpu_offers_bfloat16(mo
         torch.testing.assert_close(layer(x), x @ full.T.to(x.dtype), rtol=1e-5, atol=1e-5)
 
 
+def test_the_last_positions_reach_the_head_side_by_side(tiny_model: str) -> None:
+    """As a slice of all positions a CPU would multiply them by copies of the head's weights, many times slower."""
+    model, seen = load_base(Base(tiny_model, quantization="none"), CPU), []
+    model.lm_head.register_forward_pre_hook(lambda head, inputs: seen.append(inputs[0]))
+    ids = torch.arange(1, 13).reshape(3, 4)
+    last = model(input_ids=ids, logits_to_keep=1).logits
+    assert [(one.shape[:2], one.is_contiguous()) for one in seen] == [((3, 1), True)]
+    torch.testing.assert_close(last[:, 0], model(input_ids=ids).logits[:, -1])
+
+
 def test_no_quantisation_gives_the_weights_of_plain_transformers(tiny_model: str) -> None:
     ours = load_base(Base(tiny_model, quantization="none"), CPU).state_dict()
     theirs = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).state_dict()

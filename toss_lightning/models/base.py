@@ -116,6 +116,7 @@ def load_base(base: Base, device: torch.device) -> PreTrainedModel:
     model.requires_grad_(False)
     model.config.use_cache = False
     _still(model)
+    output_head(model).register_forward_pre_hook(_whole)
     layer: Any
     for layer in model.modules():
         # On CPUs with AVX512-BF16 an evaluation pass would repack the weights for good, and training would then
@@ -125,6 +126,15 @@ def load_base(base: Base, device: torch.device) -> PreTrainedModel:
     if base.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def _whole(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hidden states as the output head gets them, side by side in memory.
+
+    A reply begins with the last position of every prompt, a slice of all positions. On a CPU torch multiplies such a
+    slice by a copy of the head's weights for each row, which may take longer than the rest of the model.
+    """
+    return tuple(one.contiguous() for one in inputs)
 
 
 def _still(model: PreTrainedModel) -> None:
