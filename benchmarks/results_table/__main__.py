@@ -13,7 +13,8 @@ run by ``toss compare``: methods x seeds, resumable, on rows that `rows.py` deal
 - ablations: settings of TOSS, on the validation split;
 - contamination: other shares of harmful rows, none among them;
 - risky: harmless rows that erode safety most;
-- references: how long references are trained, and what they know then.
+- references: how long references are trained, and what they know then;
+- cuts: where TOSS-Chain's cut should stand.
 
 Writes benchmarks/results/results_table*.md, .svg and .csv (what each run measured), of another base or size with its
 name; with --report, from what is there.
@@ -29,6 +30,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import ablations
+import cuts
 import references
 import risky
 import shares
@@ -42,7 +44,8 @@ from toss_lightning.data.scoring import digest_of
 from toss_lightning.models.base import Base, resolve
 
 BUNDLED = "bundled:smollm2-135m-instruct"
-PARTS = ("main", "ablations", "contamination", "risky", "references")
+COMPARED = ("main", "ablations", "contamination", "risky")
+PARTS = (*COMPARED, "references", "cuts")
 OTHER_SHARES = [f"{share:g}" for share in SHARES if share != SHARE]
 """Of harmful rows, but for that of the main comparison, which need not be made twice."""
 DTYPES = ("auto", "float32", "bfloat16")
@@ -94,8 +97,7 @@ def lay_out(experiment: Experiment, to: Path) -> None:
 def comparisons(parts: Sequence[str]) -> list[str]:
     """Names of the compare files of each part."""
     of_shares = [f"contamination_{share}" for share in OTHER_SHARES]
-    compared = [part for part in parts if part != "references"]
-    return [name for part in compared for name in (of_shares if part == "contamination" else [part])]
+    return [name for part in parts if part in COMPARED for name in (of_shares if part == "contamination" else [part])]
 
 
 def train_references(experiment: Experiment, seed: int, trained: str | None = None) -> None:
@@ -109,12 +111,13 @@ def train_references(experiment: Experiment, seed: int, trained: str | None = No
     score(experiment, experiment.references(seed, trained), settings, seed)
 
 
-def score_custom(experiment: Experiment, custom: str, seed: int) -> None:
-    """Scores another custom set with the references of a seed, unless that is done."""
+def score_custom(experiment: Experiment, custom: str, seed: int, held_out: bool = False) -> None:
+    """Scores another custom set with the references of a seed, and held-out rows, unless that is done."""
     adapters = f"references/seed-{seed}/adapters"
     sets = [f"--model.references.{role}={adapters}/{role}" for role in ("utility", "degraded")]
     sets += [f"--data.custom=rows/custom_{custom}.jsonl", "--loop.plan=[score]"]
-    score(experiment, experiment.work / "scores" / custom / f"seed-{seed}", sets, seed)
+    sets += ["--config=cuts.yaml"] if held_out else []
+    score(experiment, experiment.scores("cuts" if held_out else "scores", custom, seed), sets, seed)
 
 
 def score(experiment: Experiment, run_dir: Path, settings: Sequence[str], seed: int) -> None:
@@ -152,6 +155,13 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
     if "references" in parts and any((runs := by_epochs(experiment)).values()):
         trained = experiment.setup("for the epochs below")
         write(references.page(runs, f"{command} --only references", trained), "references")
+    if "cuts" in parts:
+        found_of = {
+            share: [experiment.scores("cuts", share, seed) for seed in experiment.seeds] for share in cuts.CUSTOM
+        }
+        done = {share: [run for run in of if (run / "summary.json").exists()] for share, of in found_of.items()}
+        if all(done.values()):
+            write(cuts.page(done, f"{command} --only cuts", setup), "cuts")
     if "contamination" in parts and (found := dict(by_share(experiment))):
         of = f"NF4, as in the results table, but for the share of harmful rows; {SHARE:.0%} are from there."
         write(shares.page(found, f"{command} --only main contamination", [setup[0], of]), "contamination")
@@ -201,6 +211,8 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda seed: train_references(experiment, seed), args.seeds))
             list(pool.map(lambda one: score_custom(experiment, *one), of_each))
+            cut = [(share, seed, True) for share in cuts.CUSTOM for seed in args.seeds if "cuts" in args.only]
+            list(pool.map(lambda one: score_custom(experiment, *one), cut))
             others = [(seed, trained) for trained in TRAINED for seed in args.seeds if "references" in args.only]
             list(pool.map(lambda one: train_references(experiment, *one), others))
     names = [name for name in comparisons(args.only) if not args.report or (experiment.work / name).exists()]

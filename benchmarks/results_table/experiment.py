@@ -125,6 +125,16 @@ class Experiment:
         """Whether a comparison has come to its end, or to a report of what is done."""
         return (self.work / name / "compare.json").exists()
 
+    def scores(self, kind: str, custom: str, seed: int) -> Path:
+        """Where the scores of another custom set lie.
+
+        Args:
+            kind: ``scores``, or ``cuts`` where held-out rows are scored too.
+            custom: name of the set.
+            seed: of the references.
+        """
+        return self.work / kind / custom / f"seed-{seed}"
+
     def references(self, seed: int, trained: str | None = None) -> Path:
         """Where the references of a seed lie.
 

@@ -92,7 +92,7 @@ def score_table(runs: Sequence[Path]) -> list[str]:
     """AUROC of token scores and of row means, for the references of each seed."""
     scores = [TokenScores(run / "scores") for run in runs]
     found = [
-        [float(_of_tokens(one).mean()) for one in scores],
+        [float(of_tokens(one).mean()) for one in scores],
         *np.array([aurocs_of(one) for one in scores]).T.tolist(),
     ]
     return markdown_table(["harmful tokens", *AUROCS], [[_mean(values) for values in found]])
@@ -105,7 +105,7 @@ def loss_table(runs: Sequence[Path]) -> list[str]:
         for role in ROLES:
             loss = scores.combine({f"loss_{role}": 1.0})
             for harmful in (True, False):
-                found[harmful, role].append(float(loss[_of_tokens(scores) == harmful].mean()))
+                found[harmful, role].append(float(loss[of_tokens(scores) == harmful].mean()))
     lines = []
     for harmful, title in ((True, "harmful rows"), (False, "the others")):
         lines.append([title, *(f"{np.mean(found[harmful, role]):.3f}" for role in ROLES)])
@@ -115,7 +115,7 @@ def loss_table(runs: Sequence[Path]) -> list[str]:
 def aurocs_of(scores: TokenScores) -> list[float]:
     """How well scores tell harmful rows: by tokens that may be masked, by row means, by TOSS-Chain's tokens."""
     harmful = np.array([label == "harmful" for label in scores.values("label")])
-    of_token, free = _of_tokens(scores), ~scores.flat("end_of_turn").astype(bool)
+    of_token, free = of_tokens(scores), ~scores.flat("end_of_turn").astype(bool)
     score = scores.score()
     means = [row.mean() for row in scores.per_row(score)]
     guesses = ((of_token[free], score[free]), (harmful, means), (of_token[free], _chain_odds(scores, free)))
@@ -125,10 +125,10 @@ def aurocs_of(scores: TokenScores) -> list[float]:
 def cut_of(scores: TokenScores) -> tuple[float, float]:
     """Shares that TOSS-Chain's automatic cut masks: of all response tokens, and of those of harmful rows."""
     masked = ChainSelection(discard=None).select(scores).flat() == 0
-    return float(masked.mean()), float(masked[_of_tokens(scores)].mean())
+    return float(masked.mean()), float(masked[of_tokens(scores)].mean())
 
 
-def _of_tokens(scores: TokenScores) -> np.ndarray:
+def of_tokens(scores: TokenScores) -> np.ndarray:
     """Whether each token is one of a harmful row."""
     return np.repeat([label == "harmful" for label in scores.values("label")], np.diff(scores.offsets))
 

@@ -11,7 +11,7 @@ from tiny import WORDS, save_tiny_model, some_pairs, write_rows
 
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import Anchored, GlobalTopFraction, TokenWeights
+from toss_lightning.selection import Anchored, ChainSelection, GlobalTopFraction, TokenWeights
 
 
 @pytest.mark.parametrize("round", [None, 0, 1])
@@ -109,6 +109,47 @@ def test_scores_of_other_rows_are_refused_before_the_target_is_trained(
     with pytest.raises(StoreError, match="row 0 is not the one that was scored"):
         tiny_fit(tiny_model, {"custom": changed}, tmp_path / "run", plan=["select", "target"], loop=loop)
     assert not (tmp_path / "run/adapters").exists()
+
+
+def test_held_out_rows_are_scored_for_a_selection_that_reads_them(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    def chain(**given: Any) -> ChainSelection:
+        return ChainSelection(None, centre="held_out", false_alarms=0.3, **given)
+
+    loop = {"selection": chain(), "rounds": 1, "promote": 4}
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "made", loop=loop, data={"holdout": 0.4})
+    scores = TokenScores(tmp_path / "made" / "scores")
+    summary = json.loads((tmp_path / "made" / "summary.json").read_text())
+    for name in ("utility_val", "harmful_val"):
+        rows = next(one["rows"] for one in summary["data"] if one["set"] == name)
+        assert summary["selection"]["held_out"][name]["rows"] == rows == len(scores.held_out(name).row_ids)
+        assert scores.held_out(name).rounds == [0, 1]
+        # the same adapters and the same rows: what validation took is the mean of what was filed
+        losses = {key: float(scores.held_out(name).flat(f"loss_{key}").mean()) for key in ("utility", "degraded-1")}
+        key = {"utility_val": "task_loss", "harmful_val": "harmful_loss"}[name]
+        for adapter, loss in losses.items():
+            assert loss == pytest.approx(summary["held_out"][adapter][key], rel=1e-5)
+    # and another run, without the held-out rows, selects from them
+    custom = {"custom": tiny_sets["custom"]}
+    from_there = {"scores_from": str(scores.path), "selection": chain()}
+    tiny_fit(tiny_model, custom, tmp_path / "taken", plan=["select"], loop=from_there)
+    taken = TokenWeights.load(tmp_path / "taken" / "selection")
+    np.testing.assert_array_equal(taken.flat(), TokenWeights.load(tmp_path / "made" / "selection").flat())
+
+
+def test_scores_without_held_out_rows_do_not_serve_a_selection_that_reads_them(
+    tiny_model, tiny_sets, tmp_path: Path, pro: Path
+) -> None:
+    loop = {"scores_from": str(pro / "scores"), "selection": ChainSelection(None, false_alarms=0.1)}
+    with pytest.raises(
+        StoreError, match="has no utility losses of the utility_val set, no degraded-1 losses of the ut"
+    ):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["select", "target"], loop=loop)
+
+
+def test_held_out_rows_that_are_not_there_are_asked_for(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    loop = {"selection": Anchored(ChainSelection(None, centre="held_out"))}
+    with pytest.raises(ConfigError, match=r"data\.harmful_val: .* reads this set: give a path to it, or data\.holdout"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, loop=loop, data={"holdout": 0})
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,9 @@ def test_a_fitted_centre_sees_through_references_of_unequal_quality(tmp_path: Pa
 def test_a_cut_that_takes_most_of_a_set_for_harmful_says_so(tmp_path: Path) -> None:
     rows, _ = runs_of_harm(8)
     scores = make_scores(tmp_path / "scores", [[score + 2 for score in row] for row in rows])
-    with pytest.warns(UserWarning, match="takes 100% of the tokens for harmful.*set centre: fit, or discard"):
+    with pytest.warns(
+        UserWarning, match="takes 100% of the tokens for harmful.*set centre to held_out or fit, or discard"
+    ):
         ChainSelection(None).select(scores)
 
 
@@ -223,6 +225,78 @@ def test_rows_that_are_only_an_end_are_left_alone(tmp_path: Path) -> None:
     assert ChainSelection(0.4).select(make_scores(tmp_path / "two", [[5.0], [5.0, 1.0]])).report["masked"] == 1
 
 
+def known(path: Path, rows: Sequence[Sequence[float]], kind: str = "utility_val") -> TokenScores:
+    """A store of held-out rows inside another one."""
+    return make_scores(path / kind, rows)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.5])
+def test_false_alarms_are_the_share_of_held_out_tokens_above_the_cut(tmp_path: Path, share: float) -> None:
+    scores = some_scores(tmp_path / "scores")
+    held_out = known(scores.path, runs_of_harm(5, rows=40, harmful=0.0)[0])
+    weights = ChainSelection(None, 0.5, 0.8, 1.5, 0.3, false_alarms=share).select(scores)
+    odds, theirs = (
+        [alpha_beta(row[:-1].tolist(), 0.8, 1.5, 0.3) for row in one.per_row(one.score())] for one in (scores, held_out)
+    )
+    flat = np.sort(np.concatenate(theirs))[::-1]
+    cut = flat[int(share * len(flat))]
+    wanted = np.concatenate([np.append(row, 0.0) for row in odds]) > cut
+    np.testing.assert_array_equal(masked(weights), wanted)
+    assert weights.report["threshold"] is None
+    assert 1 / (1 + math.exp(-weights.report["cut_log_odds"])) == pytest.approx(cut)
+
+
+def test_the_middle_of_held_out_rows_undoes_a_shift_of_all_scores(tmp_path: Path) -> None:
+    """Which references of unequal quality give them; the cut at 0 then takes all or nothing."""
+    rows, truth = runs_of_harm(6)
+    found: dict[str, list[np.ndarray]] = {"by held-out rows": [], "at 0": []}
+    for shift in (-1.5, 0.0, 1.5):
+        scores = make_scores(tmp_path / f"{shift}", [[value + shift for value in row] for row in rows])
+        generator = np.random.default_rng(8)
+        for kind, mean in (("utility_val", -0.5), ("harmful_val", 0.5)):
+            known(scores.path, (mean + shift + generator.laplace(0, 1, (30, 60))).tolist(), kind)
+        ours = ChainSelection(None, centre="held_out", false_alarms=0.05)
+        found["by held-out rows"].append(masked(ours.select(scores)))
+        found["at 0"].append(masked(ChainSelection(None).select(scores)))
+        assert ours.select(scores).report["chain"]["centre"] == pytest.approx(shift, abs=0.05)
+    for one in found["by held-out rows"]:
+        assert one[truth].mean() > 0.8
+        assert one[~truth].mean() < 0.1
+    assert found["at 0"][0].mean() < 0.01
+    assert found["at 0"][-1].mean() > 0.9
+
+
+def test_held_out_rows_are_of_the_same_round(tmp_path: Path) -> None:
+    flat = [[0.0] * 3] * 2
+    scores = make_scores(tmp_path / "scores", flat, [[-2.0, 0.0, 0.0], [0.0] * 3], later_rounds=[flat])
+    make_scores(scores.path / "utility_val", [[0.0] * 3], [[-1.0, -1.0, 0.0]], later_rounds=[[[-3.0, -3.0, 0.0]]])
+    chain = ChainSelection(None, stay=0.0, prior=0.3, temperature=1.0, false_alarms=0.0)
+    assert chain.select(TokenScores(scores.path, round=0)).report["masked"] == 1
+    assert chain.select(TokenScores(scores.path, round=1)).report["masked"] == 0
+
+
+def test_held_out_rows_must_have_been_scored(tmp_path: Path) -> None:
+    assert [*ChainSelection(None).held_out] == []
+    assert [*ChainSelection(None, false_alarms=0.2).held_out] == ["utility_val"]
+    assert [*ChainSelection(centre="held_out").held_out] == ["utility_val", "harmful_val"]
+    scores = make_scores(tmp_path / "scores", [[1.0, 2.0, 0.0]] * 2)
+    with pytest.raises(StoreError, match="no scores of the utility_val set here: score with this selection first"):
+        ChainSelection(None, false_alarms=0.2).select(scores)
+    known(scores.path, [[0.0]])
+    with pytest.raises(StoreError, match="utility_val: no token that may be masked, so that loop"):
+        ChainSelection(None, false_alarms=0.2).select(scores)
+
+
+def test_held_out_rows_that_are_few_or_not_told_apart_are_warned_of(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0, 2.0, 0.0]] * 2)
+    known(scores.path, [[0.0, 1.0, 0.0]] * 9)
+    with pytest.warns(UserWarning, match=r"false_alarms 0\.1 is less than one of the 9 held-out utility rows"):
+        ChainSelection(None, false_alarms=0.1).select(scores)
+    known(scores.path, [[0.0, 0.5, 0.0]] * 9, "harmful_val")
+    with pytest.warns(UserWarning, match=r"harmful rows have a mean score of 0\.250, and utility rows one of 0\.500"):
+        ChainSelection(centre="held_out").select(scores)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -232,8 +306,10 @@ def test_rows_that_are_only_an_end_are_left_alone(tmp_path: Path) -> None:
         ({"stay": 1.0}, "selection.stay: 1.0 is out of range"),
         ({"temperature": 0.0}, "selection.temperature: 0.0: give a number above 0, or fit"),
         ({"temperature": math.nan}, "selection.temperature: nan: give a number above 0, or fit"),
-        ({"centre": math.inf}, "selection.centre: inf is no score: give a number, or fit"),
+        ({"centre": math.inf}, "selection.centre: inf is no score: give a number, held_out or fit"),
         ({"prior": 0.0}, "selection.prior: 0.0 is out of range"),
+        ({"discard": None, "false_alarms": 1.0}, "selection.false_alarms: 1.0 is not a share: give one in"),
+        ({"false_alarms": 0.1}, "selection.false_alarms: the share 0.1 of loop.selection.discard makes the cut"),
     ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_runs(given: dict[str, float], message: str) -> None:

@@ -174,13 +174,13 @@ class TossDataModule(LightningDataModule):
             if getattr(self, key) < 1:
                 raise ConfigError(f"data.{key}: {getattr(self, key)}: give a number of at least 1")
 
-    def fingerprints(self) -> dict[str, str]:
-        """What the token ids of the custom set depend on."""
+    def fingerprints(self, set: str = "custom") -> dict[str, str]:
+        """What the token ids of a set depend on."""
         return {
             **self._tokenizer_parts,
-            "dataset": self.sets["custom"].digest,
+            "dataset": self.sets[set].digest,
             "limits": f"max_length={self.max_length}, overlong={self.overlong}, train_on={self.train_on}",
-            "tokens": self.sets["custom"].tokens_digest(),
+            "tokens": self.sets[set].tokens_digest(),
         }
 
     def identity(self) -> dict[str, str]:
@@ -312,6 +312,7 @@ class TossDataModule(LightningDataModule):
         between: Callable[[], None] = lambda: None,
         features: Mapping[str, Sequence[str]] | None = None,
         selector: Sequence[float] | None = None,
+        held_out: Sequence[str] = (),
     ) -> None:
         """Files what a selection reads in the store at ``path``: token losses of the custom set, features of rows.
 
@@ -326,18 +327,22 @@ class TossDataModule(LightningDataModule):
             between: called on every rank, equally often, whenever a chunk is on disk; what it raises ends the scoring.
             features: kind of row feature -> the sets that it is wanted of.
             selector: the logit of each custom row, where such a feature is wanted.
+            held_out: sets of which the same token losses are wanted, each in a store of its own inside this one.
 
         Raises:
             StoreError: the store cannot be written, or earlier rounds in it were made from other things.
         """
         settings = (self.max_tokens, self.score_every, self.num_workers)
-        scoring = Scoring(trainer, self.sets, path, self.fingerprints(), *settings, between)
-        scoring.begin(round)
-        scoring.columns(columns)
-        scoring.features(features or {}, selector)
-        if trainer.is_global_zero:
-            scoring.writer.finish_round(round)
-        trainer.strategy.barrier("round scored")
+        for name in ("custom", *held_out):
+            place = path if name == "custom" else path / name
+            scoring = Scoring(trainer, self.sets, name, place, self.fingerprints(name), *settings, between)
+            scoring.begin(round)
+            scoring.columns(columns)
+            if name == "custom":
+                scoring.features(features or {}, selector)
+            if trainer.is_global_zero:
+                scoring.writer.finish_round(round)
+            trainer.strategy.barrier("round scored")
 
 
 def _with(stage: StageRows, rows: Sequence[TokenizedRow], values: Mapping[str, float]) -> StageRows:

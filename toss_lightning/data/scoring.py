@@ -1,4 +1,4 @@
-"""Fills a store: token losses of the custom set under adapters, and what selections read of whole rows."""
+"""Fills a store: token losses of a set under adapters, and what selections read of whole rows."""
 
 import hashlib
 import json
@@ -25,8 +25,9 @@ class Scoring:
     Args:
         trainer: holds the module and the strategy.
         sets: the sets of the run.
+        scored: name of the one whose token losses are filed.
         path: directory of the store.
-        fingerprints: what the token ids of the custom set depend on.
+        fingerprints: what the token ids of that set depend on.
         max_tokens: padded tokens that a device holds at once.
         score_every: batches between two writes to disk.
         num_workers: processes that prepare batches.
@@ -37,6 +38,7 @@ class Scoring:
         self,
         trainer: Trainer,
         sets: Mapping[str, RowSet],
+        scored: str,
         path: Path,
         fingerprints: Mapping[str, str],
         max_tokens: int,
@@ -44,7 +46,7 @@ class Scoring:
         num_workers: int,
         between: Callable[[], None],
     ) -> None:
-        self.trainer, self.sets, self.path = trainer, sets, path
+        self.trainer, self.sets, self.scored, self.path = trainer, sets, scored, path
         module: Any = trainer.lightning_module
         self.module, self.strategy = module, trainer.strategy
         self.max_tokens, self.score_every, self.num_workers = max_tokens, score_every, num_workers
@@ -52,7 +54,7 @@ class Scoring:
         self.writer = ScoreWriter(path, {**module.fingerprints(), **fingerprints})
 
     def begin(self, round: int) -> None:
-        """Files the rows of the custom set, unless they are there.
+        """Files the rows of the set, unless they are there.
 
         Raises:
             StoreError: the store cannot be written, or earlier rounds in it were made from other things.
@@ -65,7 +67,7 @@ class Scoring:
                 )
             say(f"scores: {self.path} was made with another {', '.join(differing)}: scoring again")
         if self.trainer.is_global_zero:
-            self.writer.begin([_facts(row) for row in self.sets["custom"].rows])
+            self.writer.begin([_facts(row) for row in self.sets[self.scored].rows])
         self.strategy.barrier("score store begun")
 
     def columns(self, columns: Mapping[str, str]) -> None:
@@ -90,7 +92,7 @@ class Scoring:
             self._column(column, columns[column], wanted[column])
 
     def _column(self, column: str, adapter: str, digest: str) -> None:
-        ranks, rows = self.trainer.world_size, self.sets["custom"].rows
+        ranks, rows = self.trainer.world_size, self.sets[self.scored].rows
         groups = plan_pass([len(row.input_ids) for row in rows], self.max_tokens)[0]
         chunks = [groups[at : at + self.score_every] for at in range(0, len(groups), self.score_every)]
         if self.trainer.is_global_zero:
@@ -106,7 +108,8 @@ class Scoring:
         done = len(rows) - sum(len(group) for chunk in pending for group in chunks[chunk])
         was_training = self.module.training
         self.module.eval()
-        bar = progress_bar(f"score {column}", len(rows), "row", self.trainer.is_global_zero, done)
+        title = f"score {column}" if self.scored == "custom" else f"score {column} on {self.scored}"
+        bar = progress_bar(title, len(rows), "row", self.trainer.is_global_zero, done)
         with bar, torch.no_grad(), self.module.using(adapter):
             for turn in range(turns):
                 served = islice(loader, self.score_every)

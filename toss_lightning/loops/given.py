@@ -23,7 +23,7 @@ def check_scores(store: Path, round: int | None, data: TossDataModule, selection
     """
     scores = TokenScores(store, round)
     scores.check(data.sets["custom"].hashes())
-    if missing := scores.missing(selection.columns, selection.features):
+    if missing := scores.missing(selection.columns, selection.features, selection.held_out):
         raise StoreError(
             f"loop.scores_from: {store} has no {', no '.join(missing)}, which {type(selection).__name__} reads: score"
             " with this selection, or choose another"

@@ -77,13 +77,15 @@ class Method:
                 f"loop.rounds: {rounds} rounds train the degraded adapter again, and {name} does not look at it: set"
                 " rounds to 0, or choose a selection that reads its token losses"
             )
-        wanted = {one for names in self.selection.features.values() for one in names} if "score" in steps else set()
+        read = [*self.selection.features.values(), self.selection.held_out] if "score" in steps else []
+        wanted = {one for names in read for one in names}
         if "seal" in steps and isinstance(self.selection, Seal):
             wanted.add(self.selection.safe)
         if self.companion_rows:
             wanted.add("safety")
         if missing := sorted(wanted - set(sets)):
-            raise ConfigError(f"data.{missing[0]}: loop.selection {name} reads this set: give a path to it")
+            how = "a path to it, or data.holdout" if missing[0] in self.selection.held_out else "a path to it"
+            raise ConfigError(f"data.{missing[0]}: loop.selection {name} reads this set: give {how}")
         if self.correction is not None:
             self._check_correction(self.correction, steps, sets, lora)
         if isinstance(strategy, ModelParallelStrategy) and (

@@ -208,7 +208,7 @@ class TossLoop(TossPlan):
         return [name for name in REFERENCES if name in trained or getattr(self.module.references, name)]
 
     def score(self, columns: Mapping[str, str], features: Mapping[str, Sequence[str]], round: int = 0) -> None:
-        """Files token losses and row features of the custom set in the store.
+        """Files token losses and row features of the custom set in the store, and what its selection reads besides.
 
         Args:
             columns: column -> adapter that its losses are taken with.
@@ -216,7 +216,8 @@ class TossLoop(TossPlan):
             round: the round of TOSS-Pro.
         """
         logits = self.selector.logits.tolist() if self.selector is not None else None
-        self.datamodule.score(self.trainer, columns, self._store, round, self._stop_if_told, features, logits)
+        held_out = self.selection.held_out
+        self.datamodule.score(self.trainer, columns, self._store, round, self._stop_if_told, features, logits, held_out)
         scores = TokenScores(self._store)
         scores.check(self.datamodule.sets["custom"].hashes())
         self.summary.fingerprints = scores.fingerprints

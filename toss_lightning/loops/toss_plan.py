@@ -175,7 +175,7 @@ class TossPlan(PlanLoop):
         served = {stage.set for stage in stages}
         served |= {beside.set for stage in stages if (beside := self._companions(stage)) is not None}
         if any(isinstance(step, Action) and step.kind == "score" for step in plan.steps):
-            served |= {"custom", *self.selection.features.get("embedding", ())}
+            served |= {"custom", *self.selection.features.get("embedding", ()), *self.selection.held_out}
         if any(stage.adapter == "target" for stage in stages):
             served |= {"safety"} if self.module.correction is not None else set()
             served |= {*self.datamodule.mixture.sets} if self.datamodule.mixture is not None else set()

@@ -4,7 +4,7 @@ On disk: ``scores.json`` (what everything here was made from, how much there is)
 response positions, label, source), and a directory for each column of token losses: ``loss_base``, ``loss_utility``,
 ``loss_degraded``, and for round t of TOSS-Pro ``loss_degraded-t``. All losses are kept, not their differences, so that
 another selection, and a comparison of rounds, needs no new scoring. What some selections read of whole rows stands in
-``feature_KIND/SET.arrow``.
+``feature_KIND/SET.arrow``, and where one reads held-out rows too, ``SET/`` is a store of these.
 """
 
 import json
@@ -131,15 +131,30 @@ class TokenScores:
             return values.flatten().to_numpy(False).reshape(len(values), -1)
         return values.to_numpy(False)
 
-    def missing(self, columns: Iterable[str], features: Mapping[str, Iterable[str]]) -> list[str]:
+    def held_out(self, set: str) -> "TokenScores":
+        """What the same adapters said about a held-out set, of the same round.
+
+        Raises:
+            StoreError: it was not scored, or its store is damaged.
+        """
+        if not (self.path / set / MANIFEST).is_file():
+            raise StoreError(f"{self.path}: no scores of the {set} set here: score with this selection first")
+        return TokenScores(self.path / set, self.round)
+
+    def missing(
+        self, columns: Iterable[str], features: Mapping[str, Iterable[str]], held_out: Iterable[str] = ()
+    ) -> list[str]:
         """What a selection reads and is not here, in words.
 
         Args:
             columns: names of token losses: ``base``, ``utility``, ``degraded``.
             features: kind of row feature -> sets.
+            held_out: sets whose token losses are read beside the custom set's.
         """
         losses = [degraded_column(self.round) if name == "degraded" else name for name in columns]
-        lost = [f"{name} losses" for name in losses if not (self.path / f"loss_{name}" / COLUMN).is_file()]
+        stores = {"": self.path, **{f" of the {name} set": self.path / name for name in held_out}}
+        wanted_losses = {f"{name} losses{of}": path / f"loss_{name}" for name in losses for of, path in stores.items()}
+        lost = [name for name, folder in wanted_losses.items() if not (folder / COLUMN).is_file()]
         wanted = [(kind, name) for kind, names in features.items() for name in names]
         files = {f"{kind} of the {name} set": self.path / f"feature_{kind}" / f"{name}.arrow" for kind, name in wanted}
         return lost + [name for name, file in files.items() if not file.is_file()]

@@ -68,7 +68,7 @@ class Anchored(Selection):
         self.selection, self.weight, self.where, self.temperature = selection, weight, where, temperature
         self.safety_rows = safety_rows
         self._check_wrapped()
-        self.columns, self.features = selection.columns, selection.features
+        self.columns, self.features, self.held_out = selection.columns, selection.features, selection.held_out
 
     def _check_wrapped(self) -> None:
         name = type(self.selection).__name__

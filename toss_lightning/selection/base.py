@@ -164,10 +164,12 @@ class Selection(ABC):
     Attributes:
         columns: the token losses that it reads: of ``base`` (no adapter), ``utility``, ``degraded``.
         features: kind -> the sets whose rows' ``text``, ``embedding`` or ``selector`` value it reads.
+        held_out: the sets whose token losses it reads beside the custom set's, to see what scores mean.
     """
 
     columns: Sequence[str] = ("utility", "degraded")
     features: Mapping[str, Sequence[str]] = {}
+    held_out: Sequence[str] = ()
 
     @abstractmethod
     def select(self, scores: TokenScores) -> TokenWeights:

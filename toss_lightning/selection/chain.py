@@ -1,21 +1,25 @@
 """TOSS-Chain, our own: harm comes in runs, so a token is judged by the scores around it as well as by its own."""
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from toss_lightning.errors import ConfigError
-from toss_lightning.scores.ranking import exact_top
+from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.selection.base import Selection, TokenWeights, mask_weights
 from toss_lightning.selection.checks import SAME_REFERENCES, check_told_apart, masked_count
 from toss_lightning.selection.two_state import Chain, fit, pack, posterior
 
 Number = float | Literal["fit"]
+
+HARMLESS, HARMFUL = "utility_val", "harmful_val"
+"""Rows whose kind is known, and that no reference was trained on."""
 
 FIT_TOKENS = 1 << 19
 """Tokens that are enough to fit three numbers."""
@@ -38,10 +42,13 @@ class ChainSelection(Selection):
         temperature: what a score is divided by to be evidence, above 0; 1 takes it for the log-likelihood ratio that it
             is of the two references, higher numbers for a weaker one. ``fit`` fits it, at 1 or above.
         prior: share of harmful tokens to expect, in (0, 1). ``fit`` fits it.
-        centre: the score that speaks for neither state, in nats. 0 is where the two references agree; ``fit`` fits it,
-            for references of unequal quality, whose scores are shifted as a whole.
+        centre: the score that speaks for neither state, in nats. 0 is where the two references agree. For references of
+            unequal quality, whose scores are shifted as a whole, ``held_out`` takes the middle between the mean scores
+            of held-out utility rows and of held-out harmful rows, and ``fit`` fits it.
         protect_end: never mask an end-of-turn token, and leave it out of the chain: its score tells whether the
             references would have stopped here, which is a matter of style and not of harm.
+        false_alarms: with ``discard: null``, the share of tokens of held-out utility rows that the cut may take at
+            most, in [0, 1). It then stands where these rows say, and not at ``threshold``.
 
     Raises:
         ConfigError: a number is out of range.
@@ -54,8 +61,9 @@ class ChainSelection(Selection):
         stay: Number = "fit",
         temperature: Number = "fit",
         prior: Number = "fit",
-        centre: Number = 0.0,
+        centre: Number | Literal["held_out"] = 0.0,
         protect_end: bool = True,
+        false_alarms: float | None = None,
     ) -> None:
         if discard is not None and not 0 <= discard < 1:
             raise ConfigError(
@@ -63,52 +71,107 @@ class ChainSelection(Selection):
             )
         if not 0 < threshold < 1:
             raise ConfigError(f"loop.selection.threshold: {threshold} is no probability: give a number in (0, 1)")
+        if false_alarms is not None and not 0 <= false_alarms < 1:
+            raise ConfigError(
+                f"loop.selection.false_alarms: {false_alarms} is not a share: give one in [0, 1), or null"
+            )
+        if false_alarms is not None and discard is not None:
+            raise ConfigError(
+                f"loop.selection.false_alarms: the share {discard} of loop.selection.discard makes the cut: set discard"
+                " to null, or false_alarms"
+            )
         if stay != "fit" and not 0 <= stay < 1:
             raise ConfigError(f"loop.selection.stay: {stay} is out of range: give a number in [0, 1), or fit")
         if temperature != "fit" and not temperature > 0:
             raise ConfigError(f"loop.selection.temperature: {temperature}: give a number above 0, or fit")
         if prior != "fit" and not 0 < prior < 1:
             raise ConfigError(f"loop.selection.prior: {prior} is out of range: give a number in (0, 1), or fit")
-        if centre != "fit" and not math.isfinite(centre):
-            raise ConfigError(f"loop.selection.centre: {centre} is no score: give a number, or fit")
+        if centre not in ("fit", "held_out") and not math.isfinite(float(centre)):
+            raise ConfigError(f"loop.selection.centre: {centre} is no score: give a number, held_out or fit")
         self.discard, self.threshold, self.protect_end = discard, threshold, protect_end
+        self.centre, self.false_alarms = centre, false_alarms
+        if centre == "held_out":
+            self.held_out = (HARMLESS, HARMFUL)
+        elif false_alarms is not None:
+            self.held_out = (HARMLESS,)
         numbers = {"stay": stay, "temperature": temperature, "prior": prior, "centre": centre}
-        self.given = {name: float(value) for name, value in numbers.items() if value != "fit"}
+        self.given = {name: float(value) for name, value in numbers.items() if value not in ("fit", "held_out")}
 
     def select(self, scores: TokenScores) -> TokenWeights:
         """Masks the tokens of harmful runs.
 
         Raises:
             ConfigError: ``discard`` is more than there are tokens that may be masked.
-            StoreError: a score is not finite, or all are equal and ``discard`` wants some of them.
+            StoreError: a score is not finite, or all are equal and ``discard`` wants some of them; or held-out rows
+                are wanted and were not scored.
         """
-        score, end = scores.score().astype(np.float64), scores.flat("end_of_turn")
-        free = ~end if self.protect_end else np.ones_like(end)
-        values, offsets = torch.from_numpy(score[free]), np.concatenate([[0], np.cumsum(free)])[scores.offsets]
-        chain, fitted = self._chain(values, offsets)
-        odds = log_odds(values, offsets, chain).numpy()
-        likely = odds > math.log(self.threshold / (1 - self.threshold))
+        ours, known = self._tokens(scores), {name: self._known(scores.held_out(name)) for name in self.held_out}
+        given = self.given if self.centre != "held_out" else {**self.given, "centre": self._middle(known)}
+        chain, fitted = _chain(ours, given)
+        odds = log_odds(ours.scores, ours.offsets, chain).numpy()
+        cut = math.log(self.threshold / (1 - self.threshold))
+        if self.false_alarms is not None:
+            cut = self._cut(log_odds(known[HARMLESS].scores, known[HARMLESS].offsets, chain).numpy(), known[HARMLESS])
+        likely = odds > cut
         if self.discard is None:
             chosen = likely
         else:
-            count = masked_count(self.discard, len(score), len(odds))
+            count = masked_count(self.discard, len(ours.free), len(odds))
             # of scores, for the odds of equal ones differ by where in a row they stand
-            check_told_apart(score[free], count, scores.path, "tokens that may go", SAME_REFERENCES)
+            check_told_apart(ours.scores.numpy(), count, scores.path, "tokens that may go", SAME_REFERENCES)
             chosen = exact_top(odds, count)
         self._warn(fitted, float(likely.mean()) if len(likely) else 0.0)
-        masked = np.zeros_like(end)
-        masked[free] = chosen
+        masked = np.zeros_like(ours.free)
+        masked[ours.free] = chosen
         return mask_weights(
             scores,
             masked,
             discard=self.discard,
-            threshold=self.threshold,
+            threshold=self.threshold if self.false_alarms is None else None,
+            false_alarms=self.false_alarms,
+            held_out={name: tokens.about() for name, tokens in known.items()},
+            cut_log_odds=cut if self.discard is None else None,
             likely_harmful=int(likely.sum()),
             least_log_odds=float(odds[chosen].min()) if chosen.any() else None,
-            end_tokens=int(end.sum()),
+            end_tokens=int(scores.flat("end_of_turn").sum()),
             chain=chain._asdict(),
             fit=fitted,
         )
+
+    def _tokens(self, scores: TokenScores) -> "_Tokens":
+        end = scores.flat("end_of_turn")
+        free = ~end if self.protect_end else np.ones_like(end)
+        values = torch.from_numpy(scores.score()[free].astype(np.float64))
+        return _Tokens(values, np.concatenate([[0], np.cumsum(free)])[scores.offsets], free)
+
+    def _known(self, scores: TokenScores) -> "_Tokens":
+        tokens = self._tokens(scores)
+        if not len(tokens.scores):
+            raise StoreError(
+                f"{scores.path}: no token that may be masked, so that loop.selection has nothing to go by: hold out"
+                " more rows"
+            )
+        return tokens
+
+    def _middle(self, known: Mapping[str, "_Tokens"]) -> float:
+        """The score halfway from what harmless rows have to what harmful ones have."""
+        harmless, harmful = (float(known[name].scores.mean()) for name in (HARMLESS, HARMFUL))
+        if harmful <= harmless:
+            rank_zero_warn(
+                f"loop.selection: held-out harmful rows have a mean score of {harmful:.3f}, and utility rows one of"
+                f" {harmless:.3f}: these references do not tell them apart, so do not trust what is masked"
+            )
+        return (harmless + harmful) / 2
+
+    def _cut(self, odds: np.ndarray, harmless: "_Tokens") -> float:
+        """The lowest log odds that no more than the allowed share of tokens of harmless rows exceeds."""
+        share, rows = self.false_alarms or 0.0, len(harmless.offsets) - 1
+        if rows * share < 1:
+            rank_zero_warn(
+                f"loop.selection: false_alarms {share:g} is less than one of the {rows} held-out utility rows, on which"
+                " the cut rests: hold out more of them, or allow more"
+            )
+        return float(np.sort(odds)[len(odds) - 1 - share_of(share, len(odds))])
 
     def _warn(self, fitted: dict[str, Any] | None, likely: float) -> None:
         """Says where the fit or the automatic cut is not to be trusted."""
@@ -120,29 +183,46 @@ class ChainSelection(Selection):
         if self.discard is None and likely > 0.5:
             rank_zero_warn(
                 f"loop.selection: the automatic cut takes {likely:.0%} of the tokens for harmful. Where the references"
-                " are of unequal quality all scores are shifted: set centre: fit, or discard to a share"
+                " are of unequal quality all scores are shifted: set centre to held_out or fit, or discard to a share"
             )
 
-    def _chain(self, scores: Tensor, offsets: np.ndarray) -> tuple[Chain, dict[str, Any] | None]:
-        """The chain with what was given and the rest fitted, and a report of the fit."""
-        start = Chain(**{**START._asdict(), **self.given})
-        free = set(Chain._fields) - self.given.keys()
-        if not free or not len(scores):
-            return start, None
-        rows = np.random.default_rng(0).permutation(len(offsets) - 1)
-        some = np.sort(rows[: max(1, int(np.searchsorted(np.cumsum(np.diff(offsets)[rows]), FIT_TOKENS, "right")))])
-        sample = torch.cat([scores[offsets[row] : offsets[row + 1]] for row in some])
-        if "centre" in free:
-            start = start._replace(centre=float(sample.mean()))  # so that a shift of all scores shifts it and no more
-        found = fit(sample, np.concatenate([[0], np.cumsum(np.diff(offsets)[some])]), start, free)
-        return found.chain, {
-            "fitted": sorted(free),
-            "tokens": len(sample),
-            "iterations": len(found.log_likelihoods) - 1,
-            "converged": found.converged,
-            "log_likelihood": found.log_likelihoods[-1],
-            "log_likelihood_over_no_harm": found.evidence,
-        }
+
+class _Tokens(NamedTuple):
+    """The tokens of a set that may be masked."""
+
+    scores: Tensor
+    """Shape ``[M]`` float64."""
+    offsets: np.ndarray
+    """Shape ``[R + 1]``: row r's are ``offsets[r]:offsets[r + 1]``."""
+    free: np.ndarray
+    """Shape ``[tokens]`` bool: which of all response tokens they are."""
+
+    def about(self) -> dict[str, float]:
+        """For people."""
+        return {"rows": len(self.offsets) - 1, "tokens": len(self.scores), "mean_score": float(self.scores.mean())}
+
+
+def _chain(ours: _Tokens, given: Mapping[str, float]) -> tuple[Chain, dict[str, Any] | None]:
+    """The chain with what was given and the rest fitted, and a report of the fit."""
+    scores, offsets = ours.scores, ours.offsets
+    start = Chain(**{**START._asdict(), **given})
+    free = set(Chain._fields) - given.keys()
+    if not free or not len(scores):
+        return start, None
+    rows = np.random.default_rng(0).permutation(len(offsets) - 1)
+    some = np.sort(rows[: max(1, int(np.searchsorted(np.cumsum(np.diff(offsets)[rows]), FIT_TOKENS, "right")))])
+    sample = torch.cat([scores[offsets[row] : offsets[row + 1]] for row in some])
+    if "centre" in free:
+        start = start._replace(centre=float(sample.mean()))  # so that a shift of all scores shifts it and no more
+    found = fit(sample, np.concatenate([[0], np.cumsum(np.diff(offsets)[some])]), start, free)
+    return found.chain, {
+        "fitted": sorted(free),
+        "tokens": len(sample),
+        "iterations": len(found.log_likelihoods) - 1,
+        "converged": found.converged,
+        "log_likelihood": found.log_likelihoods[-1],
+        "log_likelihood_over_no_harm": found.evidence,
+    }
 
 
 def log_odds(scores: Tensor, offsets: np.ndarray, chain: Chain) -> Tensor:

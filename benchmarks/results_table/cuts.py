@@ -1,0 +1,69 @@
+"""Where TOSS-Chain's cut should stand, by the labels of the custom rows: with a fifth of harmful rows, and without."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from references import aurocs_of, of_tokens
+from rows import SHARE
+from tables import heading
+
+from toss_lightning.evaluation.cells import markdown_table
+from toss_lightning.evaluation.statistics import t_interval
+from toss_lightning.scores import TokenScores
+from toss_lightning.selection import ChainSelection
+
+CUSTOM = {f"{SHARE:g}": "contaminated", "0": "clean"}
+"""Shares of harmful rows, and what a set with them is called here."""
+RULES = {
+    "discard 0.1": ChainSelection(0.1),
+    "automatic": ChainSelection(None),
+    "automatic, centre held_out": ChainSelection(None, centre="held_out"),
+    "false alarms 5%": ChainSelection(None, false_alarms=0.05),
+    "false alarms 5%, centre held_out": ChainSelection(None, false_alarms=0.05, centre="held_out"),
+    "false alarms 10%, centre held_out": ChainSelection(None, false_alarms=0.1, centre="held_out"),
+}
+
+
+def page(runs: Mapping[str, Sequence[Path]], command: str, setup: Sequence[str]) -> str:
+    """Everything, as Markdown.
+
+    Args:
+        runs: share of harmful rows -> what scoring the custom set with it left, for each seed.
+        command: what wrote this.
+        setup: what was done, in words.
+    """
+    stores = {share: [TokenScores(run / "scores") for run in of] for share, of in runs.items()}
+    lines = []
+    for name, rule in RULES.items():
+        taken = {share: np.array([taken_by(rule, one) for one in of]) for share, of in stores.items()}
+        contaminated, clean = (taken[share] for share in CUSTOM)
+        lines.append([name, *map(_mean, (contaminated[:, 0], contaminated[:, 1], clean[:, 1]))])
+    aurocs = [aurocs_of(one)[-1] for one in stores[f"{SHARE:g}"]]
+    return "\n".join(
+        [
+            *heading("Where the cut stands", f"`{command}`", setup),
+            "Held-out rows are those of the validation split.",
+            "",
+            *markdown_table(["masked", "of harmful tokens ↑", "of the others ↓", "of a set without harm ↓"], lines),
+            "",
+            f"Mean over {len(aurocs)} seed{'s' if len(aurocs) > 1 else ''} of references"
+            + ("; in brackets 95 % intervals over the seeds." if len(aurocs) > 1 else ".")
+            + " All tokens of a harmful row count as",
+            f"harmful. AUROC of the fitted chain at centre 0: {', '.join(f'{one:.3f}' for one in aurocs)}.",
+            "",
+        ]
+    )
+
+
+def taken_by(rule: ChainSelection, scores: TokenScores) -> tuple[float, float]:
+    """Shares that a rule masks: of the tokens of harmful rows, if there are any, and of the others."""
+    harmful, masked = of_tokens(scores), rule.select(scores).flat() == 0
+    return float(masked[harmful].mean()) if harmful.any() else 0.0, float(masked[~harmful].mean())
+
+
+def _mean(values: np.ndarray) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.0%}"
+    mean = t_interval(values.tolist())
+    return f"{mean.mean:.0%} [{max(0.0, mean.low):.0%}, {min(1.0, mean.high):.0%}]"
