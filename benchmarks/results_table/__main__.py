@@ -211,7 +211,9 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda seed: train_references(experiment, seed), args.seeds))
             list(pool.map(lambda one: score_custom(experiment, *one), of_each))
-            cut = [(share, seed, True) for share in cuts.CUSTOM for seed in args.seeds if "cuts" in args.only]
+            # a method of the main comparison goes by held-out rows too
+            wanted = cuts.CUSTOM if "cuts" in args.only else [f"{SHARE:g}"] if "main" in args.only else []
+            cut = [(share, seed, True) for share in wanted for seed in args.seeds]
             list(pool.map(lambda one: score_custom(experiment, *one), cut))
             others = [(seed, trained) for trained in TRAINED for seed in args.seeds if "references" in args.only]
             list(pool.map(lambda one: train_references(experiment, *one), others))

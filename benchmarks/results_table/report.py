@@ -29,7 +29,7 @@ from toss_lightning.evaluation.cells import interval, markdown_table
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import TokenWeights
 
-SELECTIONS = ("TOSS", "TOSS-Chain", "TOSS-Chain, automatic", "sample-level TOSS")
+SELECTIONS = ("TOSS", "TOSS-Chain", "TOSS-Chain, automatic", "TOSS-Chain, held out", "sample-level TOSS")
 """Methods of which it is told which tokens they mask."""
 
 
