@@ -8,17 +8,18 @@ from references import aurocs_of, of_tokens
 from rows import SHARE
 from tables import heading
 
-from toss_lightning.evaluation.cells import markdown_table
+from toss_lightning.evaluation.cells import markdown_table, number
 from toss_lightning.evaluation.statistics import t_interval
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import ChainSelection
 
 CUSTOM = {f"{SHARE:g}": "contaminated", "0": "clean"}
 """Shares of harmful rows, and what a set with them is called here."""
+AT_ZERO, BY_MIDDLE = "automatic", "automatic, centre held_out"
 RULES = {
     "discard 0.1": ChainSelection(0.1),
-    "automatic": ChainSelection(None),
-    "automatic, centre held_out": ChainSelection(None, centre="held_out"),
+    AT_ZERO: ChainSelection(None),
+    BY_MIDDLE: ChainSelection(None, centre="held_out"),
     "false alarms 5%": ChainSelection(None, false_alarms=0.05),
     "false alarms 5%, centre held_out": ChainSelection(None, false_alarms=0.05, centre="held_out"),
     "false alarms 10%, centre held_out": ChainSelection(None, false_alarms=0.1, centre="held_out"),
@@ -35,11 +36,14 @@ def page(runs: Mapping[str, Sequence[Path]], command: str, setup: Sequence[str])
     """
     stores = {share: [TokenScores(run / "scores") for run in of] for share, of in runs.items()}
     lines = []
+    contaminated_stores = stores[f"{SHARE:g}"]
+    middles = [RULES[BY_MIDDLE].select(one).report["chain"]["centre"] for one in contaminated_stores]
+    found = [taken_by(RULES[AT_ZERO], one)[0] for one in contaminated_stores]
     for name, rule in RULES.items():
         taken = {share: np.array([taken_by(rule, one) for one in of]) for share, of in stores.items()}
         contaminated, clean = (taken[share] for share in CUSTOM)
         lines.append([name, *map(_mean, (contaminated[:, 0], contaminated[:, 1], clean[:, 1]))])
-    aurocs = [aurocs_of(one)[-1] for one in stores[f"{SHARE:g}"]]
+    aurocs = [aurocs_of(one)[-1] for one in contaminated_stores]
     return "\n".join(
         [
             *heading("Where the cut stands", f"`{command}`", setup),
@@ -50,7 +54,9 @@ def page(runs: Mapping[str, Sequence[Path]], command: str, setup: Sequence[str])
             f"Mean over {len(aurocs)} seed{'s' if len(aurocs) > 1 else ''} of references"
             + ("; in brackets 95 % intervals over the seeds." if len(aurocs) > 1 else ".")
             + " All tokens of a harmful row count as",
-            f"harmful. AUROC of the fitted chain at centre 0: {', '.join(f'{one:.3f}' for one in aurocs)}.",
+            f"harmful. Seed by seed, AUROC of the chain that is fitted at centre 0: {', '.join(map(_plain, aurocs))};",
+            f"harmful tokens that its automatic cut takes: {', '.join(f'{one:.0%}' for one in found)}; middle of the",
+            f"held-out rows, in nats: {', '.join(map(_plain, middles))}.",
             "",
         ]
     )
@@ -60,6 +66,10 @@ def taken_by(rule: ChainSelection, scores: TokenScores) -> tuple[float, float]:
     """Shares that a rule masks: of the tokens of harmful rows, if there are any, and of the others."""
     harmful, masked = of_tokens(scores), rule.select(scores).flat() == 0
     return float(masked[harmful].mean()) if harmful.any() else 0.0, float(masked[~harmful].mean())
+
+
+def _plain(value: float) -> str:
+    return number(value, False)
 
 
 def _mean(values: np.ndarray) -> str:
