@@ -307,6 +307,7 @@ def test_held_out_rows_that_are_few_or_not_told_apart_are_warned_of(tmp_path: Pa
         ({"temperature": 0.0}, "selection.temperature: 0.0: give a number above 0, or fit"),
         ({"temperature": math.nan}, "selection.temperature: nan: give a number above 0, or fit"),
         ({"centre": math.inf}, "selection.centre: inf is no score: give a number, held_out or fit"),
+        ({"centre": "middle"}, "selection.centre: middle is no score: give a number, held_out or fit"),
         ({"prior": 0.0}, "selection.prior: 0.0 is out of range"),
         ({"discard": None, "false_alarms": 1.0}, "selection.false_alarms: 1.0 is not a share: give one in"),
         ({"false_alarms": 0.1}, "selection.false_alarms: the share 0.1 of loop.selection.discard makes the cut"),

@@ -86,7 +86,7 @@ class ChainSelection(Selection):
             raise ConfigError(f"loop.selection.temperature: {temperature}: give a number above 0, or fit")
         if prior != "fit" and not 0 < prior < 1:
             raise ConfigError(f"loop.selection.prior: {prior} is out of range: give a number in (0, 1), or fit")
-        if centre not in ("fit", "held_out") and not math.isfinite(float(centre)):
+        if centre not in ("fit", "held_out") and (isinstance(centre, str) or not math.isfinite(centre)):
             raise ConfigError(f"loop.selection.centre: {centre} is no score: give a number, held_out or fit")
         self.discard, self.threshold, self.protect_end = discard, threshold, protect_end
         self.centre, self.false_alarms = centre, false_alarms
