@@ -140,8 +140,8 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
         experiment.page(part, suffix).write_text(text, encoding="utf-8")
 
     for name in comparisons(parts):
-        if experiment.is_made(name):
-            shutil.copy(work / name / "compare_runs.csv", experiment.page("" if name == "main" else name, ".csv"))
+        if (runs := work / name / "compare_runs.csv").exists():
+            shutil.copy(runs, experiment.page("" if name == "main" else name, ".csv"))
     if "main" in parts and experiment.is_made("main"):
         tested = [*setup, *asked(work / "test.yaml")]
         write(page(work, f"{command} --only main", tested), "")

@@ -47,9 +47,12 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """Of another base, and of another size; nothing for the usual ones."""
-        base = [Path(self.base).stem] if self.base else []
-        return "_".join([*base, *([self.size] if self.size != "medium" else [])])
+        """What differs from the usual: another base, size, and so on."""
+        parts = [Path(self.base).stem] if self.base else []
+        parts += [self.size] if self.size != "medium" else []
+        parts += [f"epochs-{self.epochs}"] if self.epochs != EPOCHS else []
+        parts += [self.dtype] if self.dtype != "auto" else []
+        return "_".join(parts)
 
     @property
     def command(self) -> str:
@@ -114,7 +117,8 @@ class Experiment:
         Raises:
             SystemExit: it is another experiment's, whose base, rows and scores would be taken for this one's.
         """
-        ours, note = {"base": self.base, "size": self.size, **facts}, self.work / "experiment.json"
+        note = self.work / "experiment.json"
+        ours = {"base": self.base, "size": self.size, "dtype": self.dtype, "epochs": self.epochs, **facts}
         theirs = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
         if other := [name for name, fact in ours.items() if theirs.get(name, fact) != fact]:
             raise SystemExit(f"{self.work}: is of an experiment with another {', '.join(other)}: give another --work")

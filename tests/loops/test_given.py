@@ -10,8 +10,12 @@ from runs import scored, tiny_fit
 from tiny import WORDS, save_tiny_model, some_pairs, write_rows
 
 from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.models import References
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import Anchored, ChainSelection, GlobalTopFraction, TokenWeights
+
+PAIRS = tuple((("utility", "utility"), ("degraded", degraded)) for degraded in ("degraded", "degraded-1"))
+"""References, and the adapters of a run that stand for them."""
 
 
 @pytest.mark.parametrize("round", [None, 0, 1])
@@ -136,6 +140,33 @@ def test_held_out_rows_are_scored_for_a_selection_that_reads_them(tiny_model, ti
     np.testing.assert_array_equal(taken.flat(), TokenWeights.load(tmp_path / "made" / "selection").flat())
 
 
+def test_held_out_scores_follow_the_references_and_the_rows(
+    tiny_model, tiny_sets, tmp_path: Path, pro: Path, capsys
+) -> None:
+    def score(selection: Any = None, held_out: str = "", **given: Any) -> None:
+        selection = selection or ChainSelection(None, false_alarms=0.3)
+        sets = {**tiny_sets, **({"utility_val": held_out} if held_out else {})}
+        module = {"references": References(**given)}
+        tiny_fit(tiny_model, sets, tmp_path / "run", plan=["score"], loop={"selection": selection}, module=module)
+
+    first, second = ({name: str(pro / "adapters" / of) for name, of in pair} for pair in PAIRS)
+    score(GlobalTopFraction(), **first)
+    score(**first)
+    assert "used as it is" in capsys.readouterr().out, "the custom set needs no new scores"
+    store = TokenScores(tmp_path / "run" / "scores")
+    before = store.held_out("utility_val").flat("loss_degraded")
+    score(GlobalTopFraction(), **second)
+    with pytest.raises(StoreError, match="utility_val: scored with another degraded than the custom set"):
+        TokenScores(store.path).held_out("utility_val")
+    score(**second)
+    after = TokenScores(store.path).held_out("utility_val").flat("loss_degraded")
+    assert len(after) == len(before)
+    assert (after != before).any()
+    other = write_rows(tmp_path / "other.jsonl", some_pairs(5, start=3))
+    score(held_out=other, **second)
+    assert len(TokenScores(store.path).held_out("utility_val").row_ids) == 5
+
+
 def test_scores_without_held_out_rows_do_not_serve_a_selection_that_reads_them(
     tiny_model, tiny_sets, tmp_path: Path, pro: Path
 ) -> None:
@@ -148,7 +179,9 @@ def test_scores_without_held_out_rows_do_not_serve_a_selection_that_reads_them(
 
 def test_held_out_rows_that_are_not_there_are_asked_for(tiny_model, tiny_sets, tmp_path: Path) -> None:
     loop = {"selection": Anchored(ChainSelection(None, centre="held_out"))}
-    with pytest.raises(ConfigError, match=r"data\.harmful_val: .* reads this set: give a path to it, or data\.holdout"):
+    with pytest.raises(
+        ConfigError, match=r"data\.harmful_val: .* reads this set: give a path to it, or data\.holdout$"
+    ):
         tiny_fit(tiny_model, tiny_sets, tmp_path, loop=loop, data={"holdout": 0})
 
 

@@ -1,5 +1,7 @@
 import itertools
 import math
+import re
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ from scores_on_disk import make_scores
 from sklearn.metrics import roc_auc_score
 
 from toss_lightning.errors import ConfigError, StoreError
-from toss_lightning.scores import TokenScores
+from toss_lightning.scores import ScoreWriter, TokenScores
 from toss_lightning.selection import GlobalTopFraction, TokenWeights
 from toss_lightning.selection.chain import START, ChainSelection
 from toss_lightning.selection.two_state import fit
@@ -267,9 +269,9 @@ def test_the_middle_of_held_out_rows_undoes_a_shift_of_all_scores(tmp_path: Path
 
 
 def test_held_out_rows_are_of_the_same_round(tmp_path: Path) -> None:
-    flat = [[0.0] * 3] * 2
-    scores = make_scores(tmp_path / "scores", flat, [[-2.0, 0.0, 0.0], [0.0] * 3], later_rounds=[flat])
-    make_scores(scores.path / "utility_val", [[0.0] * 3], [[-1.0, -1.0, 0.0]], later_rounds=[[[-3.0, -3.0, 0.0]]])
+    two = [[-2.0, 0.0, 0.0], [0.0] * 3]
+    scores = make_scores(tmp_path / "scores", [[0.0] * 3] * 2, two, later_rounds=[two])
+    make_scores(scores.path / "utility_val", [[0.0] * 3], [[-1.0, 0.0, 0.0]], later_rounds=[[[-3.0, 0.0, 0.0]]])
     chain = ChainSelection(None, stay=0.0, prior=0.3, temperature=1.0, false_alarms=0.0)
     assert chain.select(TokenScores(scores.path, round=0)).report["masked"] == 1
     assert chain.select(TokenScores(scores.path, round=1)).report["masked"] == 0
@@ -287,14 +289,53 @@ def test_held_out_rows_must_have_been_scored(tmp_path: Path) -> None:
         ChainSelection(None, false_alarms=0.2).select(scores)
 
 
-def test_held_out_rows_that_are_few_or_not_told_apart_are_warned_of(tmp_path: Path) -> None:
+def test_few_held_out_rows_are_said_to_be_few(tmp_path: Path) -> None:
     scores = make_scores(tmp_path / "scores", [[1.0, 2.0, 0.0]] * 2)
     known(scores.path, [[0.0, 1.0, 0.0]] * 9)
     with pytest.warns(UserWarning, match=r"false_alarms 0\.1 is less than one of the 9 held-out utility rows"):
         ChainSelection(None, false_alarms=0.1).select(scores)
-    known(scores.path, [[0.0, 0.5, 0.0]] * 9, "harmful_val")
-    with pytest.warns(UserWarning, match=r"harmful rows have a mean score of 0\.250, and utility rows one of 0\.500"):
-        ChainSelection(centre="held_out").select(scores)
+
+
+@pytest.mark.parametrize(
+    ("harmful", "message"),
+    [
+        ([[0.0, 0.5, 0.0]] * 9, r"by 9 and 9 held-out rows .* of utility rows is 0\.500, .* harmful ones 0\.250: too"),
+        ([[0.0, 9.0, 0.0]], r"by 9 and 1 held-out rows .* too few rows \(standard error inf\)"),
+        ([[0.0, 3.0, 0.0], [0.0, 4.0, 0.0]], ""),
+    ],
+)
+def test_a_middle_of_rows_that_are_not_told_apart_is_warned_of(
+    tmp_path: Path, harmful: list[list[float]], message: str
+) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0, 2.0, 0.0]] * 2)
+    known(scores.path, [[0.0, 1.0, 0.0]] * 9)
+    known(scores.path, harmful, "harmful_val")
+    chain = ChainSelection(0.2, stay=0.5, prior=0.1, temperature=1.0, centre="held_out")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        report = chain.select(scores).report
+    assert report["chain"]["centre"] == (0.5 + np.mean([row[:2] for row in harmful])) / 2
+    said = [str(one.message) for one in caught]
+    assert len(said) == bool(message)
+    assert not message or re.search(message, said[0])
+
+
+def test_held_out_scores_that_are_all_the_same_set_no_cut(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0, 2.0, 0.0]] * 2)
+    known(scores.path, [[1.0, 1.0, 1.0, 0.0]] * 30)
+    with pytest.raises(StoreError, match="utility_val: all 90 tokens that may go have the same score"):
+        ChainSelection(None, false_alarms=0.1, centre=0.5).select(scores)
+
+
+def test_held_out_rows_of_other_adapters_are_refused(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0, 2.0, 0.0]] * 2)
+    held_out = known(scores.path, [[0.0, 1.0, 0.0]] * 9)
+    writer = ScoreWriter(held_out.path, held_out.fingerprints)
+    writer.begin_column("degraded", "digest of another one", "plan")
+    writer.append("degraded", 0, {row: np.zeros(3, dtype=np.float32) for row in range(9)})
+    writer.end_column("degraded")
+    with pytest.raises(StoreError, match="utility_val: scored with another degraded than the custom set"):
+        ChainSelection(None, false_alarms=0.2).select(scores)
 
 
 @pytest.mark.parametrize(

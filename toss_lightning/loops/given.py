@@ -28,6 +28,8 @@ def check_scores(store: Path, round: int | None, data: TossDataModule, selection
             f"loop.scores_from: {store} has no {', no '.join(missing)}, which {type(selection).__name__} reads: score"
             " with this selection, or choose another"
         )
+    for name in selection.held_out:
+        scores.held_out(name)
 
 
 def load_selection(path: Path, data: TossDataModule, selection: Selection, begun_with: str | None) -> TokenWeights:

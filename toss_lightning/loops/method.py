@@ -84,7 +84,9 @@ class Method:
         if self.companion_rows:
             wanted.add("safety")
         if missing := sorted(wanted - set(sets)):
-            how = "a path to it, or data.holdout" if missing[0] in self.selection.held_out else "a path to it"
+            # a share of this set would be held out
+            whole = missing[0].removesuffix("_val")
+            how = "a path to it, or data.holdout" if whole != missing[0] and whole in sets else "a path to it"
             raise ConfigError(f"data.{missing[0]}: loop.selection {name} reads this set: give {how}")
         if self.correction is not None:
             self._check_correction(self.correction, steps, sets, lora)

@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 from toss_lightning.errors import StoreError
 
 MANIFEST, ROWS, COLUMN = "scores.json", "rows.arrow", "column.json"
+OF_ROWS = {"dataset", "tokens"}
+"""Fingerprints of the rows themselves."""
 KEYS = {MANIFEST: {"fingerprints", "rows", "tokens", "round"}, COLUMN: {"adapter", "plan"}}
 
 
@@ -135,11 +137,19 @@ class TokenScores:
         """What the same adapters said about a held-out set, of the same round.
 
         Raises:
-            StoreError: it was not scored, or its store is damaged.
+            StoreError: it was not scored, or by other adapters or another base than the custom set; or its store is
+                damaged.
         """
         if not (self.path / set / MANIFEST).is_file():
             raise StoreError(f"{self.path}: no scores of the {set} set here: score with this selection first")
-        return TokenScores(self.path / set, self.round)
+        found = TokenScores(self.path / set, self.round)
+        ours, theirs = ({**one.adapters, **one.fingerprints} for one in (self, found))
+        if other := sorted(part for part in {*ours} & {*theirs} - OF_ROWS if ours[part] != theirs[part]):
+            raise StoreError(
+                f"{found.path}: scored with another {', '.join(other)} than the custom set: score with this selection"
+                " again"
+            )
+        return found
 
     def missing(
         self, columns: Iterable[str], features: Mapping[str, Iterable[str]], held_out: Iterable[str] = ()

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -47,8 +49,8 @@ class ChainSelection(Selection):
             of held-out utility rows and of held-out harmful rows, and ``fit`` fits it.
         protect_end: never mask an end-of-turn token, and leave it out of the chain: its score tells whether the
             references would have stopped here, which is a matter of style and not of harm.
-        false_alarms: with ``discard: null``, the share of tokens of held-out utility rows that the cut may take at
-            most, in [0, 1). It then stands where these rows say, and not at ``threshold``.
+        false_alarms: with ``discard: null``, the share that the cut may take at most, in [0, 1), of those tokens of
+            held-out utility rows that may be masked. It then stands where these rows say, and not at ``threshold``.
 
     Raises:
         ConfigError: a number is out of range.
@@ -111,7 +113,7 @@ class ChainSelection(Selection):
         odds = log_odds(ours.scores, ours.offsets, chain).numpy()
         cut = math.log(self.threshold / (1 - self.threshold))
         if self.false_alarms is not None:
-            cut = self._cut(log_odds(known[HARMLESS].scores, known[HARMLESS].offsets, chain).numpy(), known[HARMLESS])
+            cut = self._cut(known[HARMLESS], chain, self.false_alarms, scores.path / HARMLESS)
         likely = odds > cut
         if self.discard is None:
             chosen = likely
@@ -155,23 +157,29 @@ class ChainSelection(Selection):
 
     def _middle(self, known: Mapping[str, "_Tokens"]) -> float:
         """The score halfway from what harmless rows have to what harmful ones have."""
-        harmless, harmful = (float(known[name].scores.mean()) for name in (HARMLESS, HARMFUL))
-        if harmful <= harmless:
+        kinds = [known[name] for name in (HARMLESS, HARMFUL)]
+        harmless, harmful = (float(one.scores.mean()) for one in kinds)
+        error = math.hypot(*(one.standard_error() for one in kinds))
+        if not harmful - harmless > 2 * error:
+            rows = " and ".join(str(len(one.offsets) - 1) for one in kinds)
             rank_zero_warn(
-                f"loop.selection: held-out harmful rows have a mean score of {harmful:.3f}, and utility rows one of"
-                f" {harmless:.3f}: these references do not tell them apart, so do not trust what is masked"
+                f"loop.selection: by {rows} held-out rows the mean score of utility rows is {harmless:.3f}, and that of"
+                f" harmful ones {harmful:.3f}: too close, or of too few rows (standard error {error:.3f}), to trust"
+                " what is masked"
             )
         return (harmless + harmful) / 2
 
-    def _cut(self, odds: np.ndarray, harmless: "_Tokens") -> float:
-        """The lowest log odds that no more than the allowed share of tokens of harmless rows exceeds."""
-        share, rows = self.false_alarms or 0.0, len(harmless.offsets) - 1
-        if rows * share < 1:
+    def _cut(self, harmless: "_Tokens", chain: Chain, share: float, path: Path) -> float:
+        """The lowest log odds that no more than a share of the tokens of harmless rows exceeds."""
+        rows, tokens = len(harmless.offsets) - 1, len(harmless.scores)
+        if 0 < rows * share < 1:
             rank_zero_warn(
                 f"loop.selection: false_alarms {share:g} is less than one of the {rows} held-out utility rows, on which"
                 " the cut rests: hold out more of them, or allow more"
             )
-        return float(np.sort(odds)[len(odds) - 1 - share_of(share, len(odds))])
+        most = share_of(share, tokens)
+        check_told_apart(harmless.scores.numpy(), max(most, 1), path, "tokens that may go", SAME_REFERENCES)
+        return float(np.sort(log_odds(harmless.scores, harmless.offsets, chain).numpy())[tokens - 1 - most])
 
     def _warn(self, fitted: dict[str, Any] | None, likely: float) -> None:
         """Says where the fit or the automatic cut is not to be trusted."""
@@ -181,9 +189,10 @@ class ChainSelection(Selection):
                 f" {', '.join(fitted['fitted'])}, or look at the chain in selection.json before you trust it"
             )
         if self.discard is None and likely > 0.5:
+            free = "discard" if isinstance(self.centre, str) else "centre to held_out or fit, or discard"
             rank_zero_warn(
                 f"loop.selection: the automatic cut takes {likely:.0%} of the tokens for harmful. Where the references"
-                " are of unequal quality all scores are shifted: set centre to held_out or fit, or discard to a share"
+                f" are of unequal quality all scores are shifted: set {free} to a share"
             )
 
 
@@ -196,6 +205,11 @@ class _Tokens(NamedTuple):
     """Shape ``[R + 1]``: row r's are ``offsets[r]:offsets[r + 1]``."""
     free: np.ndarray
     """Shape ``[tokens]`` bool: which of all response tokens they are."""
+
+    def standard_error(self) -> float:
+        """Of the mean score, as far as rows differ; of one row it is not known."""
+        means = [float(self.scores[first:last].mean()) for first, last in pairwise(self.offsets) if last > first]
+        return float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.inf
 
     def about(self) -> dict[str, float]:
         """For people."""
