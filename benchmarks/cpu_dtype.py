@@ -86,7 +86,8 @@ def report(runs: Mapping[tuple[int, str], Path], seeds: Sequence[int], base: str
     cpu = Path("/proc/cpuinfo")
     known = cpu.read_text(encoding="utf-8").split() if cpu.exists() else []
     has = " and ".join(flag for flag in FLAGS if flag in known) or f"neither {' nor '.join(FLAGS)}"
-    threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
+    count = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    threads = f"{count} thread{'s' if count > 1 else ''}"
     given = " ".join(
         ["python benchmarks/cpu_dtype.py", f"--base {Path(base).name}", f"--seeds {' '.join(map(str, seeds))}"]
     )
@@ -94,7 +95,7 @@ def report(runs: Mapping[tuple[int, str], Path], seeds: Sequence[int], base: str
         [
             "# bfloat16 on a CPU",
             "",
-            f"Written by `{given}`, on {threads} threads of a CPU with {has}.",
+            f"Written by `{given}`, on {threads} of a CPU with {has}.",
             "References of one epoch on the demo's rows, NF4, LoRA of rank 16.",
             "",
             "| | float32 | bfloat16 | ratio |",
