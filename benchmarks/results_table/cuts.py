@@ -8,13 +8,13 @@ from references import aurocs_of, of_tokens
 from rows import SHARE
 from tables import heading
 
-from toss_lightning.evaluation.cells import markdown_table, number
+from toss_lightning.evaluation.cells import interval, markdown_table, number
 from toss_lightning.evaluation.statistics import t_interval
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import ChainSelection
 
-CUSTOM = {f"{SHARE:g}": "contaminated", "0": "clean"}
-"""Shares of harmful rows, and what a set with them is called here."""
+CUSTOM = CONTAMINATED, CLEAN = f"{SHARE:g}", "0"
+"""Shares of harmful rows in the sets that are looked at."""
 AT_ZERO, BY_MIDDLE = "automatic", "automatic, centre held_out"
 RULES = {
     "discard 0.1": ChainSelection(0.1),
@@ -35,15 +35,18 @@ def page(runs: Mapping[str, Sequence[Path]], command: str, setup: Sequence[str])
         setup: what was done, in words.
     """
     stores = {share: [TokenScores(run / "scores") for run in of] for share, of in runs.items()}
+    taken = {
+        (name, share): np.array([taken_by(rule, one) for one in stores[share]])
+        for name, rule in RULES.items()
+        for share in CUSTOM
+    }
     lines = []
-    contaminated_stores = stores[f"{SHARE:g}"]
-    middles = [RULES[BY_MIDDLE].select(one).report["chain"]["centre"] for one in contaminated_stores]
-    found = [taken_by(RULES[AT_ZERO], one)[0] for one in contaminated_stores]
-    for name, rule in RULES.items():
-        taken = {share: np.array([taken_by(rule, one) for one in of]) for share, of in stores.items()}
-        contaminated, clean = (taken[share] for share in CUSTOM)
-        lines.append([name, *map(_mean, (contaminated[:, 0], contaminated[:, 1], clean[:, 1]))])
-    aurocs = [aurocs_of(one)[-1] for one in contaminated_stores]
+    for name in RULES:
+        harmful, others = taken[name, CONTAMINATED].T
+        lines.append([name, *map(_mean, (harmful, others, taken[name, CLEAN][:, 1]))])
+    found = taken[AT_ZERO, CONTAMINATED][:, 0]
+    middles = [RULES[BY_MIDDLE].select(one).report["chain"]["centre"] for one in stores[CONTAMINATED]]
+    aurocs = [aurocs_of(one)[-1] for one in stores[CONTAMINATED]]
     return "\n".join(
         [
             *heading("Where the cut stands", f"`{command}`", setup),
@@ -74,6 +77,6 @@ def _plain(value: float) -> str:
 
 def _mean(values: np.ndarray) -> str:
     if len(values) < 2:
-        return f"{values[0]:.0%}"
+        return number(values[0], True)
     mean = t_interval(values.tolist())
-    return f"{mean.mean:.0%} [{max(0.0, mean.low):.0%}, {min(1.0, mean.high):.0%}]"
+    return interval({"value": mean.mean, "low": max(0.0, mean.low), "high": min(1.0, mean.high)}, True)

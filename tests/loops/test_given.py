@@ -116,10 +116,8 @@ def test_scores_of_other_rows_are_refused_before_the_target_is_trained(
 
 
 def test_held_out_rows_are_scored_for_a_selection_that_reads_them(tiny_model, tiny_sets, tmp_path: Path) -> None:
-    def chain(**given: Any) -> ChainSelection:
-        return ChainSelection(None, centre="held_out", false_alarms=0.3, **given)
-
-    loop = {"selection": chain(), "rounds": 1, "promote": 4}
+    selection = ChainSelection(None, centre="held_out", false_alarms=0.3)
+    loop = {"selection": selection, "rounds": 1, "promote": 4}
     tiny_fit(tiny_model, tiny_sets, tmp_path / "made", loop=loop, data={"holdout": 0.4})
     scores = TokenScores(tmp_path / "made" / "scores")
     summary = json.loads((tmp_path / "made" / "summary.json").read_text())
@@ -134,7 +132,7 @@ def test_held_out_rows_are_scored_for_a_selection_that_reads_them(tiny_model, ti
             assert loss == pytest.approx(summary["held_out"][adapter][key], rel=1e-5)
     # and another run, without the held-out rows, selects from them
     custom = {"custom": tiny_sets["custom"]}
-    from_there = {"scores_from": str(scores.path), "selection": chain()}
+    from_there = {"scores_from": str(scores.path), "selection": selection}
     tiny_fit(tiny_model, custom, tmp_path / "taken", plan=["select"], loop=from_there)
     taken = TokenWeights.load(tmp_path / "taken" / "selection")
     np.testing.assert_array_equal(taken.flat(), TokenWeights.load(tmp_path / "made" / "selection").flat())

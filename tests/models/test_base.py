@@ -58,7 +58,7 @@ def test_nf4_computes_in_the_dtype_it_says_also_where_the_cpu_offers_bfloat16(mo
 
 
 def test_the_last_positions_reach_the_head_side_by_side(tiny_model: str) -> None:
-    """As a slice of all positions a CPU would multiply them by copies of the head's weights, many times slower."""
+    """As a slice of all positions a CPU would multiply them by a copy of the head's weights for each row."""
     model, seen = load_base(Base(tiny_model, quantization="none"), CPU), []
     model.lm_head.register_forward_pre_hook(lambda head, inputs: seen.append(inputs[0]))
     ids = torch.arange(1, 13).reshape(3, 4)

@@ -86,7 +86,7 @@ class Method:
         if missing := sorted(wanted - set(sets)):
             # a share of this set would be held out
             whole = missing[0].removesuffix("_val")
-            how = "a path to it, or data.holdout" if whole != missing[0] and whole in sets else "a path to it"
+            how = "a path to it, or data.holdout" if whole in sets else "a path to it"
             raise ConfigError(f"data.{missing[0]}: loop.selection {name} reads this set: give {how}")
         if self.correction is not None:
             self._check_correction(self.correction, steps, sets, lora)

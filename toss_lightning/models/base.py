@@ -132,7 +132,7 @@ def _whole(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Hidden states as the output head gets them, side by side in memory.
 
     A reply begins with the last position of every prompt, a slice of all positions. On a CPU torch multiplies such a
-    slice by a copy of the head's weights for each row, which may take longer than the rest of the model.
+    slice by a copy of the head's weights for each row.
     """
     return tuple(one.contiguous() for one in inputs)
 
