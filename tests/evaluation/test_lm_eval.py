@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from harness_tasks import CHOICES, NEXT, QUESTIONS, WORD, Plain, questions, write_tasks
 from made_runs import finish, made, write_comparison
 from runs import tiny_fit
@@ -226,6 +227,29 @@ def test_nothing_is_asked_twice_and_what_changes_is_asked_anew(
     assert tested_again(settings(changed, cache, tasks=[CHOICES])) == [CHOICES] * 3
 
 
+def test_code_of_a_task_is_known_by_what_it_says_and_not_by_where_it_lies_in_memory(
+    tiny_model, tiny_sets, folder: Path, tmp_path: Path, no_public_tasks: None
+) -> None:
+    tasks, code, cache = tmp_path / "tasks", tmp_path / "tasks" / "helpers.py", tmp_path / "cache"
+    shutil.copytree(folder, tasks)
+    described = yaml.safe_load((tasks / f"{CHOICES}.yaml").read_text())
+    described.update(task="w_python", process_docs="HERE")
+    (tasks / "w_python.yaml").write_text(yaml.safe_dump(described).replace("HERE", "!function helpers.shown"))
+    trainer = tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=["target"])
+
+    def written(text: str) -> int:
+        """How many results there are once the task was asked with this code, which lm_eval loads anew."""
+        code.write_text(text)
+        asked = LmEval(["w_python"], include_path=str(tasks), limit=4)
+        Harness(asked, trainer.datamodule.chat).answers(trainer, "base", "base", cache)
+        return len([*cache.iterdir()])
+
+    first = "KEPT = 8\n\ndef kept():\n    return range(KEPT)\n\ndef shown(docs):\n    return docs.select(kept())\n"
+    assert written(first) == 1
+    assert written(first) == 1
+    assert written(first.replace("KEPT = 8", "KEPT = 6")) == 2
+
+
 def test_random_numbers_and_the_model_are_left_as_they_were(
     tiny_model, tiny_sets, unquantised: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -291,13 +315,13 @@ def test_without_lm_eval_it_is_said_how_to_install_it(folder: Path, monkeypatch:
     )
 
 
-def test_a_task_that_generates_more_than_the_model_can_read(
-    tiny_model, tiny_sets, unquantised: Path, folder: Path, tmp_path: Path
+def test_a_task_that_generates_more_than_the_model_can_read_is_refused_before_anything_is_trained(
+    tiny_model, tiny_sets, folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(unquantised / "adapters", tmp_path / "adapters")
     evaluation = settings(folder, tasks=["w_long"])
     with pytest.raises(ConfigError, match=r"tasks: w_long: its max_gen_toks is 500, but the model can read 256 tokens"):
-        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["test"], loop={"evaluation": evaluation})
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target", "test"], loop={"evaluation": evaluation})
+    assert not (tmp_path / "adapters").exists()
 
 
 # --- the verb ---------------------------------------------------------------------------------------------------------

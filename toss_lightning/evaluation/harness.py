@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import inspect
 import json
 import logging
 import math
@@ -9,6 +10,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from toss_lightning.evaluation.benchmarks import Benchmarks, Group, LmEval, Scor
 from toss_lightning.evaluation.replies import stop_tokens
 from toss_lightning.files import write_text
 from toss_lightning.progress import say
+from toss_lightning.ranks import on_first_rank
 
 KEY = "loop.evaluation.lm_eval"
 SEED, OTHER_SEED = 0, 1234
@@ -71,10 +74,28 @@ class Harness:
                 self._load(manager, name)
         self._requests: dict[str, str] = {}
 
+    def prepare(self, trainer: Trainer) -> None:
+        """Puts every question into words, and makes sure that the model can read it and reply.
+
+        Args:
+            trainer: holds the module and the strategy.
+
+        Raises:
+            ConfigError: a task generates more tokens than the model can read; on every rank.
+        """
+        module: Any = trainer.lightning_module
+        was_training = module.training
+        model = self._language_model(module)
+        with _seeded(model.device):
+            self._requests = on_first_rank(trainer, partial(self._digests, model))
+        module.train(was_training)
+
     def answers(
         self, trainer: Trainer, adapter: str, name: str, directory: Path, between: Callable[[], None] = lambda: None
     ) -> dict[str, TaskResult]:
         """What the metrics of every task say of an adapter; every rank gets the whole.
+
+        What :meth:`prepare` does is done first, where it has not been.
 
         Args:
             trainer: holds the module and the strategy.
@@ -84,15 +105,14 @@ class Harness:
             between: called on every rank, equally often, whenever a result is on disk; what it raises ends the work.
 
         Raises:
-            ConfigError: a task generates more tokens than the model can read.
+            ConfigError: see :meth:`prepare`.
             StoreError: the directory cannot be written, or holds a damaged file.
         """
         module: Any = trainer.lightning_module
+        if not self._requests:
+            self.prepare(trainer)
         strategy, was_training = trainer.strategy, module.training
         model = self._language_model(module)
-        if not self._requests:
-            with _seeded(model.device):
-                self._requests = strategy.broadcast(self._digests(model) if trainer.is_global_zero else {})
         weights = [sorted(module.fingerprints().items()), module.digest(adapter), stop_tokens(module, self.chat)]
         files = {
             task: directory / f"{task}-{digest_of(json.dumps([weights, digest]))}.json"
@@ -205,8 +225,8 @@ class Harness:
                             f" {model.max_length} tokens in all: leave the task out, or give it fewer"
                         )
             requests = [[one.request_type, one.args, one.doc] for one in task.instances]
-            facts = [self._version, self.settings.batch_size, task.dump_config(), requests]
-            found[name] = digest_of(json.dumps(facts, default=str))
+            facts = [self._version, self.settings.batch_size, task.config.to_dict(keep_callable=True), requests]
+            found[name] = digest_of(json.dumps(facts, default=_told))
         return found
 
     def _evaluate(self, model: Any, name: str) -> str:
@@ -239,6 +259,20 @@ class Harness:
             "samples": [{key: one[key] for key in kept} for one in samples],
         }
         return json.dumps(content, default=str, ensure_ascii=False) + "\n"
+
+
+def _told(value: Any) -> Any:
+    """What JSON has no form for; of code the file that it stands in, whose helpers it may call."""
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if not callable(value):
+        return str(value)
+    code = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
+    try:
+        file = inspect.getsourcefile(code)
+    except TypeError:  # built into Python
+        file = None
+    return [code.__qualname__, Path(file).read_text(encoding="utf-8") if file else code.__module__]
 
 
 def _score(
