@@ -153,6 +153,8 @@ def _judge(comparison: Comparison, runs: Sequence[Run]) -> str | None:
         judge_win_rates(comparison, runs)
     except TossError as error:
         return str(error)
+    except Exception as error:  # one's own backend may raise anything, and a model run out of memory
+        return f"win_rate.judge: {type(error).__name__}: {error}"
     return None
 
 

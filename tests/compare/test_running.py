@@ -132,6 +132,9 @@ def test_what_is_done_is_not_done_again(tmp_path, capsys):
     assert states(path) == {"A1": "done", "A2": "done", "B1": "stale", "B2": "stale"}
     run_it(path)
     assert calls() == [f"b/seed-{seed} fit False None {os.cpu_count()}" for seed in (1, 2)]
+    # a toss test of one's own writes over the numbers
+    (tmp_path / "run/a/seed-2/evaluation/evaluation.json").write_text('{"asked": "otherwise"}')
+    assert states(path) == {"A1": "done", "A2": "test", "B1": "done", "B2": "done"}
     assert (tmp_path / "run/earlier/b-seed-1-1/summary.json").exists()
 
 

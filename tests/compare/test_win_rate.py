@@ -168,20 +168,32 @@ def test_the_base_may_be_the_opponent_and_sets_be_chosen(tmp_path, judge):
 
 def test_what_was_compared_is_not_asked_again_and_more_seeds_are(tmp_path, judge):
     path = comparison(tmp_path, judge.url, prompts=["forbidden"])
-    leave_replies(path, but=(("A", 2), ("B", 2), ("plain SFT", 2)))
+    second = tuple((method, 2) for method in METHODS)
+    leave_replies(path, but=second)
     given, runs = made(path)
-    first = [run for run in runs.values() if run.seed == 1]
-    judge_win_rates(given, first)
-    # both orders of each pair that is not equal, and no pair twice
-    unequal = {
-        (reply(method, 1, at), at) for method in ("A", "B") for at in range(PROMPTS) if reply(method, 1, at) != "x" * 5
-    }
-    assert judge.asked == 2 * len(unequal)
-    judge_win_rates(given, first)
-    assert judge.asked == 2 * len(unequal)
-    (measured,), unjudged = measure_win_rates(given, first)
+
+    def to_ask(*seeds: int) -> int:
+        """Both orders of each pair that is not equal, and no pair twice."""
+        unequal = {
+            (reply(method, seed, at), reply("plain SFT", seed, at), at)
+            for method in ("A", "B")
+            for seed in seeds
+            for at in range(PROMPTS)
+            if reply(method, seed, at) != reply("plain SFT", seed, at)
+        }
+        return 2 * len(unequal)
+
+    for _ in range(2):
+        judge_win_rates(given, [*runs.values()])
+        assert judge.asked == to_ask(1)
+    (measured,), unjudged = measure_win_rates(given, [*runs.values()])
     assert unjudged == []
-    assert measured.of["A"]["target"][1] == by_hand("A", 1, "plain SFT")
+    assert measured.of["A"]["target"] == {1: by_hand("A", 1, "plain SFT")}
+    leave_replies(path, but=tuple((method, 1) for method in METHODS))
+    judge_win_rates(given, [*runs.values()])
+    assert judge.asked == to_ask(1, 2)
+    (measured,), _ = measure_win_rates(given, [*runs.values()])
+    assert measured.of["A"]["target"] == {seed: by_hand("A", seed, "plain SFT") for seed in (1, 2)}
 
 
 def test_a_judge_that_fails_costs_no_report_and_goes_on_where_it_was(tmp_path, judge, capsys):

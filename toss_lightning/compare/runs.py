@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from toss_lightning.cli import ALONE
 from toss_lightning.compare.comparison import Comparison, MethodSpec
-from toss_lightning.compare.settings import Flat, find_plan, fingerprint, flatten
+from toss_lightning.compare.settings import Flat, digest_of_file, find_plan, fingerprint, flatten
 from toss_lightning.config_files import read_config
 from toss_lightning.errors import ConfigError
 from toss_lightning.files import write_json
@@ -67,7 +67,11 @@ class Run:
         if not self.summary.exists():
             return "resume"
         same = theirs.get("evaluation") == self.made_from["evaluation"]
-        return "done" if same and self.evaluation.exists() else "test"
+        return "done" if same and self.evaluation.exists() and theirs.get("result") == self._result() else "test"
+
+    def _result(self) -> str:
+        """Tells the numbers of the comparison from those that a ``toss test`` of the same directory leaves."""
+        return digest_of_file(self.evaluation)
 
     def _filed(self) -> dict[str, Any]:
         try:
@@ -78,7 +82,8 @@ class Run:
 
     def file(self, *parts: str) -> None:
         """Notes what is in the directory from now on, and nothing else: of no part, that its origin is unknown."""
-        write_json(self.directory / MADE_FROM, {part: self.made_from[part] for part in parts})
+        result = {"result": self._result()} if "evaluation" in parts else {}
+        write_json(self.directory / MADE_FROM, {part: self.made_from[part] for part in parts} | result)
 
     def command(self) -> list[str]:
         """What does what is left to do."""

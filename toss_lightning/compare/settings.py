@@ -140,7 +140,7 @@ def _content(value: Any) -> list[str]:
     if not isinstance(value, str):
         return []
     file = value if _is_file(value) else _source_of(value)
-    return [] if file is None else [_digest_of_file(file)]
+    return [] if file is None else [digest_of_file(file)]
 
 
 def _source_of(name: str) -> str | None:
@@ -166,7 +166,8 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def _digest_of_file(name: str) -> str:
+def digest_of_file(name: str | Path) -> str:
+    """Identifies a file's content."""
     path = Path(name).expanduser()
     found = path.stat()
     return _digest_of_version(path, found.st_mtime_ns, found.st_size)

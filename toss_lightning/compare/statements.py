@@ -43,7 +43,8 @@ def notes(content: Content) -> list[str]:
     seeds = content["seeds"]
     most = max(len(of) for of in seeds.values())
     spread = (
-        f"Means over {most} seeds with 95 % t-intervals over the seeds; the base model's are over the prompts."
+        f"Means over {most} seeds with 95 % t-intervals over the seeds; over the prompts are the base model's, and"
+        " those of methods whose seeds all give the same value."
         if most > 1
         else "One seed: 95 % intervals and tests are over the prompts, and say nothing of another training seed."
     )
