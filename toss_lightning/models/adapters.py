@@ -187,10 +187,11 @@ class AdapterBank:
         return dict(sorted(state.items()))
 
     def digest(self, adapter: str) -> str:
-        """Identifies an adapter's weights."""
+        """Identifies an adapter's weights and what they are multiplied by."""
         if adapter == BASE:
             return BASE
-        digest = hashlib.blake2b(digest_size=12)
+        config = self.net.peft_config[adapter]
+        digest = hashlib.blake2b(f"{config.lora_alpha} {config.use_rslora} {config.use_dora}".encode(), digest_size=12)
         for name, value in self.state(adapter).items():
             digest.update(name.encode())
             digest.update(value.float().numpy().tobytes())

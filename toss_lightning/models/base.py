@@ -208,19 +208,29 @@ def _sample(values: Any, shape: Sequence[int]) -> bytes:
     return b"".join(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for part in parts)
 
 
+COMPUTES = (
+    *("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "sliding_window"),
+    *("layer_types", "hidden_act", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "num_experts_per_tok"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "logit_scale", "logits_scaling"),
+    *("attention_multiplier", "embedding_multiplier", "residual_multiplier", "norm_topk_prob"),
+)
+"""Keys of a model's configuration that change what is computed from the same weights."""
+
+
 def base_fingerprint(model: PreTrainedModel, stored: str) -> str:
     """Identifies the base's weights, whatever they are quantised to.
 
-    Hashes what is stored, the shape of the network, and a sample of its embeddings, which quantisation leaves alone,
-    rounded to bfloat16 so that the dtype it was loaded in makes no difference.
+    Hashes what is stored, how the network computes with it, and a sample of its embeddings, which quantisation leaves
+    alone, rounded to bfloat16 so that the dtype it was loaded in makes no difference.
 
     Args:
         model: the base in memory.
         stored: identifies its files; see :func:`stored_digest`.
     """
     config = model.config.get_text_config().to_dict()
-    shape = {key: config.get(key) for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
-    digest = hashlib.blake2b((stored + json.dumps(shape, sort_keys=True)).encode(), digest_size=12)
+    computes = {key: config.get(key) for key in COMPUTES}
+    digest = hashlib.blake2b((stored + json.dumps(computes, sort_keys=True, default=str)).encode(), digest_size=12)
     embeddings: Any
     for embeddings in (model.get_input_embeddings(), output_head(model)):
         weight: Tensor = embeddings.weight.detach()
