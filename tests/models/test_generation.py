@@ -34,6 +34,17 @@ def test_replies_are_the_likeliest_tokens_whatever_stands_beside_them(model: Pre
     assert [reply.tolist() for reply in found] == [one_by_one(model, prompt, count) for prompt in PROMPTS]
 
 
+def test_a_penalty_for_repetition_reads_a_prompt_and_no_padding(model: PreTrainedModel) -> None:
+    penalised = Sampling(7, repetition_penalty=5.0)
+    alone = [generate(model, [prompt], penalised, STOP)[0].tolist() for prompt in PROMPTS]
+    assert [reply.tolist() for reply in generate(model, PROMPTS, penalised, STOP)] == alone
+    # a token that ends replies, and that would come early if the padding had not been one
+    first = [one_by_one(model, prompt, 1)[0] for prompt in PROMPTS]
+    stop = [next(token for prompt, token in zip(PROMPTS, first, strict=True) if len(prompt) < max(map(len, PROMPTS)))]
+    alone = [generate(model, [prompt], penalised, stop)[0].tolist() for prompt in PROMPTS]
+    assert [reply.tolist() for reply in generate(model, PROMPTS, penalised, stop)] == alone
+
+
 def test_a_reply_ends_with_what_ends_it_while_others_go_on(model: PreTrainedModel) -> None:
     wanted = [one_by_one(model, prompt, 4) for prompt in PROMPTS]
     stop = [wanted[0][0]]
