@@ -104,7 +104,8 @@ def test_bad_rows_are_counted_whether_they_cannot_be_read_or_rendered(chat, tmp_
     path = tmp_path / "rows.jsonl"
     chats = [[user, bot], unreadable, unrendered, [user, bot, user, bot]]
     path.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in chats), encoding="utf-8")
-    rows = load_rows("custom", str(path), chat, max_length=100, bad_rows="drop")
+    with pytest.warns(UserWarning, match=r"data\.custom: bad rows are left out, 2 of 4\. .*:2: empty reply.*; "):
+        rows = load_rows("custom", str(path), chat, max_length=100, bad_rows="drop")
     assert lengths(rows) == {0: 5, 3: 10}
     assert (rows.read, rows.bad) == (4, 2)
     with pytest.raises(DataError, match=r"rows\.jsonl:2: empty reply"):
@@ -113,7 +114,9 @@ def test_bad_rows_are_counted_whether_they_cannot_be_read_or_rendered(chat, tmp_
 
 def test_only_bad_rows(chat, tmp_path):
     path = write(tmp_path / "rows.jsonl", [(2, 0), (3, 0)])
-    with pytest.raises(DataError, match=r"^data\.custom: no rows left of 2: 2 bad, 0 longer"):
+    with pytest.raises(
+        DataError, match=r"^data\.custom: no rows left of 2: 2 bad \(the first: .*jsonl:1: .*\), 0 longer"
+    ):
         load_rows("custom", path, chat, max_length=100, bad_rows="drop")
 
 

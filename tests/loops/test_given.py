@@ -12,7 +12,8 @@ from tiny import WORDS, save_tiny_model, some_pairs, write_rows
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.models import References
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import Anchored, ChainSelection, GlobalTopFraction, TokenWeights
+from toss_lightning.selection import Anchored, ChainSelection, GlobalTopFraction, OnlineSelection, TokenWeights
+from toss_lightning.selection.online import to_be_weighed
 
 PAIRS = tuple((("utility", "utility"), ("degraded", degraded)) for degraded in ("degraded", "degraded-1"))
 """References, and the adapters of a run that stand for them."""
@@ -136,6 +137,51 @@ def test_held_out_rows_are_scored_for_a_selection_that_reads_them(tiny_model, ti
     tiny_fit(tiny_model, custom, tmp_path / "taken", plan=["select"], loop=from_there)
     taken = TokenWeights.load(tmp_path / "taken" / "selection")
     np.testing.assert_array_equal(taken.flat(), TokenWeights.load(tmp_path / "made" / "selection").flat())
+
+
+def test_it_is_said_where_the_store_holds_other_held_out_rows_than_this_run(
+    tiny_model, tiny_sets, tmp_path: Path, capsys
+) -> None:
+    selection = ChainSelection(None, centre="held_out", false_alarms=0.3)
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "made", loop={"selection": selection}, data={"holdout": 0.4})
+    loop = {"scores_from": str(tmp_path / "made" / "scores"), "selection": selection}
+
+    def said(**sets: str) -> list[str]:
+        capsys.readouterr()
+        tiny_fit(
+            tiny_model, {**tiny_sets, **sets}, tmp_path / "taken", plan=["select"], loop=loop, data={"holdout": 0.4}
+        )
+        return [line for line in capsys.readouterr().out.splitlines() if "which are others than" in line]
+
+    assert said() == []
+    (line,) = said(utility_val=write_rows(tmp_path / "other.jsonl", some_pairs(5, start=3)))
+    assert line == (
+        f"ChainSelection reads the utility_val rows of {tmp_path}/made/scores, which are others than data.utility_val"
+        " has now"
+    )
+
+
+class Focal(OnlineSelection):
+    """Weighs by the target's own losses, and reads nothing else."""
+
+    columns = ()
+
+    def select(self, scores: TokenScores) -> TokenWeights:
+        return to_be_weighed(scores, ())
+
+    def weigh(self, losses, tokens):
+        return 1 - (-losses).exp()
+
+
+def test_a_selection_may_weigh_by_the_losses_of_the_target_alone(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    custom = {"custom": tiny_sets["custom"]}
+    tiny_fit(tiny_model, custom, tmp_path / "focal", plan=["score", "select", "target"], loop={"selection": Focal()})
+    tiny_fit(tiny_model, custom, tmp_path / "plain", plan=["target"])
+    weights = "adapters/target/adapter_model.safetensors"
+    assert (tmp_path / "focal" / weights).read_bytes() != (tmp_path / "plain" / weights).read_bytes()
+    loop = {"selection_from": str(tmp_path / "focal" / "selection"), "selection": GlobalTopFraction()}
+    with pytest.raises(StoreError, match=r"made for another kind of .* than GlobalTopFraction"):
+        tiny_fit(tiny_model, custom, tmp_path / "other", plan=["target"], loop=loop)
 
 
 def test_held_out_scores_follow_the_references_and_the_rows(

@@ -58,6 +58,13 @@ def test_a_row_that_the_model_cannot_read(tiny_model: str, tiny_sets: Any, tmp_p
         tiny_fit(tiny_model, {**tiny_sets, "custom": long}, tmp_path / "run", plan=["target"], data=data)
 
 
+def test_a_held_out_row_that_the_model_cannot_read(tiny_model: str, tiny_sets: Any, tmp_path: Path) -> None:
+    sets = {**tiny_sets, "refusal_val": write_rows(tmp_path / "val.jsonl", [("w1", " ".join(WORDS[:50] * 6))])}
+    data = {"max_tokens": 1000, "max_length": 1000}
+    with pytest.raises(ConfigError, match=r"^data\.refusal_val: row 0 has \d+ tokens, and the model reads 256"):
+        tiny_fit(tiny_model, sets, tmp_path / "run", plan=["target"], data=data)
+
+
 def test_a_set_that_nothing_serves_may_be_long(tiny_model: str, sets: Any, tmp_path: Path) -> None:
     tiny_fit(tiny_model, sets, tmp_path / "run", plan=["target"])
     assert (tmp_path / "run" / "adapters" / "target").is_dir()

@@ -181,6 +181,7 @@ def test_the_table_of_the_sets_comes_first(tiny_model, tiny_sets, tmp_path: Path
         ("use_distributed_sampler", True),
         ("accumulate_grad_batches", 2),
         ("limit_train_batches", 3),
+        ("limit_train_batches", 1),
         ("fast_dev_run", True),
         ("precision", "bf16-true"),
     ],

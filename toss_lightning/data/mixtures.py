@@ -30,7 +30,8 @@ class SafeInstr(Mixture):
 
     Args:
         rows: how many to add.
-        share: the share of the mixture that they make up, instead of ``rows``. Without either, the whole safety set.
+        share: the share that they make up beside the whole custom set, instead of ``rows``; it is larger where a
+            selection leaves custom rows out. Without either, the whole safety set.
 
     Raises:
         ConfigError: both are given, or one is out of range.

@@ -4,15 +4,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from toss_lightning.data.sources import SetLike, load_set
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import DataError
 
 Overlong = Literal["drop", "truncate", "error"]
+SAID = 3
+"""Bad rows of a set of which it is told what is wrong with them."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,20 @@ class RowSet:
 
     def hashes(self) -> dict[int, str]:
         """Row id -> hash of the row's ids and response positions."""
-        return {row.row_id: row.ids_hash for row in self.rows}
+        return dict(self._hashes)
 
     def tokens_digest(self) -> str:
         """Identifies the ids and response positions of all rows."""
+        return self._tokens_digest
+
+    @cached_property
+    def _hashes(self) -> dict[int, str]:
+        return {row.row_id: row.ids_hash for row in self.rows}
+
+    @cached_property
+    def _tokens_digest(self) -> str:
         digest = hashlib.blake2b(digest_size=12)
-        for row_id, value in self.hashes().items():
+        for row_id, value in self._hashes.items():
             digest.update(f"{row_id}:{value};".encode())
         return digest.hexdigest()
 
@@ -104,7 +116,8 @@ def load_rows(
     loaded = load_set(spec, bad_rows)
     rows: list[TokenizedRow] = []
     texts: list[str] = []
-    lost = {"bad": len(loaded.bad), "overlong": 0, "truncated": 0, "without_response": 0}
+    lost = {"overlong": 0, "truncated": 0, "without_response": 0}
+    bad = [*loaded.bad]
     digest = hashlib.blake2b(digest_size=12)
     for row_id, conversation in loaded.conversations.items():
         content = asdict(conversation)
@@ -112,10 +125,10 @@ def load_rows(
         digest.update(json.dumps([row_id, content], sort_keys=True).encode())
         try:
             row = tokenizer.tokenize(conversation, row_id)
-        except DataError:
+        except DataError as error:
             if bad_rows == "error":
                 raise
-            lost["bad"] += 1
+            bad.append(str(error))
             continue
         if len(row.input_ids) > max_length:
             if overlong == "error":
@@ -135,11 +148,15 @@ def load_rows(
         texts.append("\n".join(message.content for message in conversation.messages))
     read = len(loaded.conversations) + len(loaded.bad)
     if not rows:
+        first = f" (the first: {bad[0]})" if bad else ""
         raise DataError(
-            f"data.{name}: no rows left of {read}: {lost['bad']} bad, {lost['overlong']} longer than data.max_length"
-            f" ({max_length}), {lost['without_response']} without a response token once truncated"
+            f"data.{name}: no rows left of {read}: {len(bad)} bad{first}, {lost['overlong']} longer than"
+            f" data.max_length ({max_length}), {lost['without_response']} without a response token once truncated"
         )
-    return RowSet(name, rows, digest.hexdigest(), read, **lost, texts=texts)
+    if bad:
+        first = "; ".join(bad[:SAID])
+        rank_zero_warn(f"data.{name}: bad rows are left out, {len(bad)} of {read}. What is wrong, first: {first}")
+    return RowSet(name, rows, digest.hexdigest(), read, len(bad), **lost, texts=texts)
 
 
 def overlaps(sets: Sequence[RowSet]) -> list[tuple[str, str, int]]:

@@ -151,7 +151,7 @@ class Scoring:
     def _made_from(self, kind: str, name: str, selector: Sequence[float] | None) -> str:
         rows = self.sets[name]
         further = {"selector": selector, "embedding": sorted(self.module.fingerprints().items())}
-        return digest_of(json.dumps([kind, name, rows.digest, rows.tokens_digest(), further.get(kind)]))
+        return f"{rows.tokens_digest()} {digest_of(json.dumps([kind, name, rows.digest, further.get(kind)]))}"
 
     def _embeddings(self, name: str) -> np.ndarray:
         """The base's last hidden state at the last token of each row; ``[R, D]``."""

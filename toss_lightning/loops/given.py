@@ -5,17 +5,18 @@ from pathlib import Path
 from toss_lightning.data import TossDataModule
 from toss_lightning.errors import StoreError
 from toss_lightning.loops.method import Method
+from toss_lightning.progress import say
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import OnlineSelection, Selection, TokenWeights
 
 
 def check_scores(store: Path, round: int | None, data: TossDataModule, selection: Selection) -> None:
-    """Looks at scores before anything is trained.
+    """Looks at scores before anything is trained, and says which rows they hold of sets that this run has others of.
 
     Args:
         store: where they are.
         round: which of them; the last ones by default.
-        data: whose custom rows they must be of.
+        data: whose custom rows they must be of; of other sets, what was scored counts.
         selection: which must find all that it reads.
 
     Raises:
@@ -28,8 +29,13 @@ def check_scores(store: Path, round: int | None, data: TossDataModule, selection
             f"loop.scores_from: {store} has no {', no '.join(missing)}, which {type(selection).__name__} reads: score"
             " with this selection, or choose another"
         )
-    for name in selection.held_out:
-        scores.held_out(name)
+    rows_there = {name: scores.held_out(name).hashes() for name in selection.held_out}
+    others = {name for name, hashes in rows_there.items() if name in data.sets and hashes != data.sets[name].hashes()}
+    for kind, names in selection.features.items():
+        of_sets = {name: scores.rows_of_feature(kind, name) for name in names if name in data.sets}
+        others |= {name for name, rows in of_sets.items() if rows != data.sets[name].tokens_digest()}
+    for name in sorted(others):
+        say(f"{type(selection).__name__} reads the {name} rows of {store}, which are others than data.{name} has now")
 
 
 def load_selection(path: Path, data: TossDataModule, selection: Selection, begun_with: str | None) -> TokenWeights:
@@ -53,7 +59,7 @@ def load_selection(path: Path, data: TossDataModule, selection: Selection, begun
             f"{path}: this is not the selection that the run was begun with: select again with the same settings, or"
             " start a new run"
         )
-    if isinstance(selection, OnlineSelection) != bool(weights.columns):
+    if isinstance(selection, OnlineSelection) != bool(weights.report.get("weighed_in_training", weights.columns)):
         raise StoreError(
             f"{path}: made for another kind of loop.selection than {type(selection).__name__}: give the one that it was"
             " made with, or select again"

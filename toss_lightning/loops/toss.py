@@ -239,7 +239,11 @@ class TossLoop(TossPlan):
         scores = TokenScores(self._store, self.scores_round)
         found = self.selection.select(scores)
         made_by = Method(self.selection)
-        about = {"method": made_by.selected(scores.round), "safety_rows": made_by.companion_rows}
+        about = {
+            "method": made_by.selected(scores.round),
+            "safety_rows": made_by.companion_rows,
+            "weighed_in_training": isinstance(self.selection, OnlineSelection),
+        }
         return replace(found, report={**found.report, **about})
 
     def test(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from toss_lightning.data.datamodule import Companions
+from toss_lightning.data.datamodule import HELD_OUT, Companions
 from toss_lightning.errors import ConfigError, check_choice
 from toss_lightning.evaluation import Evaluation, Evaluator, SafetyProbe
 from toss_lightning.files import restore_directory, sweep
@@ -161,19 +161,25 @@ class TossPlan(PlanLoop):
                     f"loop.keep_epoch: held-out rows tell which epoch of the {adapter} reference is best: give"
                     f" data.{held_out} or data.holdout"
                 )
+        if trained & {*JUDGED_BY}:
+            self._check_all_held_out("loop.keep_epoch: the best epoch")
+
+    def _check_all_held_out(self, what: str) -> None:
+        """What held-out rows decide must not depend on which of them stand in the first batches.
+
+        Those differ with max_tokens and with the number of ranks.
+        """
         limit = self.trainer.limit_val_batches
-        if trained & {*JUDGED_BY} and (isinstance(limit, int) or limit < 1):
-            # which rows stand in its batches differs with max_tokens and the number of ranks
-            raise ConfigError(
-                "loop.keep_epoch: the best epoch is told by all held-out rows: leave out trainer.limit_val_batches"
-                f" ({limit})"
-            )
+        if isinstance(limit, int) or limit < 1:
+            raise ConfigError(f"{what} is told by all held-out rows: leave out trainer.limit_val_batches ({limit})")
 
     def _served(self, plan: Plan) -> set[str]:
         """The sets whose rows go through the model."""
         stages = [step for step in plan.steps if isinstance(step, Stage)]
         served = {stage.set for stage in stages}
         served |= {beside.set for stage in stages if (beside := self._companions(stage)) is not None}
+        if stages and self.trainer.limit_val_batches:
+            served |= {*HELD_OUT} & {*self.datamodule.sets}
         if any(isinstance(step, Action) and step.kind == "score" for step in plan.steps):
             served |= {"custom", *self.selection.features.get("embedding", ()), *self.selection.held_out}
         if any(stage.adapter == "target" for stage in stages):

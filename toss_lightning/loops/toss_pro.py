@@ -94,8 +94,10 @@ class TossProLoop(TossLoop):
         plan, sets = super().make_plan(), self.datamodule.sets
         if any(step.round for step in plan.steps):
             check_rounds(self.rounds, self._promoted_count, self.promote_again, len(sets["custom"].rows))
-            if self.stop_early and ("harmful_val" not in sets or not self.trainer.limit_val_batches):
+            if self.stop_early and "harmful_val" not in sets:
                 raise ConfigError("loop.stop_early: needs held-out harmful rows: give data.harmful_val or data.holdout")
+            if self.stop_early:
+                self._check_all_held_out("loop.stop_early: the last round")
         return plan
 
     def identity(self) -> dict[str, str]:

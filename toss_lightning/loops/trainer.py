@@ -123,7 +123,9 @@ def make_trainer(
     """
     settings = {**DEFAULTS, **options}
     for name, (allowed, reason) in FIXED.items():
-        if settings.get(name) not in (None, *allowed):
+        given = settings.get(name)
+        # one batch, the integer 1, is another thing than all of them, 1.0
+        if given not in (None, *allowed) or (name == "limit_train_batches" and type(given) is int):
             raise ConfigError(f"trainer.{name}: leave it at {allowed[0]}: {reason}")
     if checkpoint_every < 1:
         raise ConfigError(f"checkpoint_every: {checkpoint_every}: give a number of at least 1")

@@ -133,6 +133,11 @@ class TokenScores:
             return values.flatten().to_numpy(False).reshape(len(values), -1)
         return values.to_numpy(False)
 
+    def rows_of_feature(self, kind: str, set: str) -> str:
+        """Identifies the rows that a feature is of, as ``RowSet.tokens_digest`` does."""
+        facts = self._read(self.path / f"feature_{kind}" / f"{set}.arrow").schema.metadata or {}
+        return str(facts.get(b"made_from", b"").decode()).partition(" ")[0]
+
     def held_out(self, set: str) -> "TokenScores":
         """What the same adapters said about a held-out set, of the same round.
 
@@ -202,6 +207,10 @@ class TokenScores:
             )
         return score
 
+    def hashes(self) -> dict[int, str]:
+        """Row id -> hash of the row's ids and response positions."""
+        return dict(zip(self.row_ids.tolist(), self.values("ids_hash"), strict=True))
+
     def per_row(self, flat: np.ndarray) -> list[np.ndarray]:
         """Cuts a flat column into one array per row."""
         return np.split(flat, self.offsets[1:-1])
@@ -212,7 +221,7 @@ class TokenScores:
         Raises:
             StoreError: a row is missing, or has other tokens than it had when it was scored.
         """
-        ours = dict(zip(self.row_ids.tolist(), self.values("ids_hash"), strict=True))
+        ours = self.hashes()
         for row_id in sorted({*ours, *hashes}):
             if ours.get(row_id) != hashes.get(row_id):
                 raise StoreError(
