@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from toss_lightning.errors import StoreError
@@ -29,6 +30,19 @@ def test_sets_paths_and_patterns_are_told_the_same_in_every_process() -> None:
             self.words, self.file, self.pattern = {"no", "never", "cannot"}, Path("a.txt"), re.compile("no+")
 
     assert settings_of(Mine()) == "file=a.txt, pattern=re.compile('no+'), words='cannot', 'never', 'no'"
+
+
+def test_arrays_and_plug_ins_in_lists_are_told_by_what_they_hold() -> None:
+    class Panel:
+        def __init__(self, weights: list[float], *inside: object) -> None:
+            self.weights, self.inside, self.named = np.array(weights), [*inside], {"first": inside[0]}
+
+    def told(weights: list[float], *shares: float) -> str:
+        return name_plugin(Panel(weights, *map(GlobalTopFraction, shares)))
+
+    assert told([1.0, 2.0], 0.1, 0.2) == told([1.0, 2.0], 0.1, 0.2)
+    assert len({told([1.0, 2.0], 0.1, 0.2), told([1.0, 3.0], 0.1, 0.2), told([1.0, 2.0], 0.1, 0.3)}) == 3
+    assert "0x" not in told([1.0], 0.1)
 
 
 def test_what_a_configuration_cannot_hold_is_left_out() -> None:

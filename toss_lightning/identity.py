@@ -1,23 +1,43 @@
 """What a run depends on, as text, so that a checkpoint of another run is refused by naming the difference."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from toss_lightning.errors import StoreError
+
+PLAIN = (bool, int, float, str, list, tuple, dict, type(None), set, frozenset, Path, Enum, re.Pattern, np.ndarray)
+"""What a setting may be; a list, tuple or dict may hold plug-ins."""
 
 
 def settings_of(owner: object) -> str:
     """The settings of an object that a configuration can hold, as text that is the same in every process."""
-    plain = (bool, int, float, str, list, tuple, dict, type(None), set, frozenset, Path, Enum, re.Pattern)
-    values = {name: value for name, value in vars(owner).items() if isinstance(value, plain)}
+    values = {name: value for name, value in vars(owner).items() if isinstance(value, PLAIN)}
     return ", ".join(f"{name}={_told(values[name])}" for name in sorted(values) if not name.startswith("_"))
 
 
-def _told(value: object) -> str:
-    """The order in which a set is listed is another in every process."""
-    return ", ".join(sorted(map(repr, value))) if isinstance(value, set | frozenset) else str(value)
+def _told(value: Any) -> str:
+    if isinstance(value, set | frozenset):
+        # the order in which a set is listed is another in every process
+        return ", ".join(sorted(map(repr, value)))
+    if isinstance(value, np.ndarray):
+        # printed in full it could be long, and in short be that of another one
+        return f"{value.dtype}{value.shape} {hashlib.blake2b(value.tobytes(), digest_size=12).hexdigest()}"
+    if isinstance(value, list | tuple) and any(map(is_plugin, value)):
+        return f"[{', '.join(name_plugin(one) if is_plugin(one) else _told(one) for one in value)}]"
+    if isinstance(value, dict) and any(map(is_plugin, value.values())):
+        return f"{{{', '.join(f'{key}: {_told([one])}' for key, one in value.items())}}}"
+    return str(value)
+
+
+def is_plugin(value: object) -> bool:
+    """Whether a value has settings of its own, which :func:`name_plugin` tells."""
+    return hasattr(value, "__dict__") and not isinstance(value, PLAIN)
 
 
 def check_identity(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
@@ -38,9 +58,5 @@ def name_plugin(plugin: object | None) -> str:
     """A plug-in's class and settings, those of plug-ins inside it too; ``none`` where there is none."""
     if plugin is None:
         return "none"
-    inner = [
-        name_plugin(value)
-        for name, value in sorted(vars(plugin).items())
-        if name[0] != "_" and hasattr(value, "__dict__")
-    ]
+    inner = [name_plugin(value) for name, value in sorted(vars(plugin).items()) if name[0] != "_" and is_plugin(value)]
     return " ".join([type(plugin).__name__, settings_of(plugin), *(f"({one})" for one in inner)])

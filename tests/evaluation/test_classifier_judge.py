@@ -17,7 +17,7 @@ from toss_lightning.evaluation.judges import ClassifierJudge, LocalModel
 from toss_lightning.evaluation.judges.backends import Answer
 from toss_lightning.evaluation.judges.guard_prompts import SHIELDGEMMA
 from toss_lightning.evaluation.judges.guards import GUARDS
-from toss_lightning.evaluation.records import Prompt, Response, Verdict
+from toss_lightning.evaluation.records import Prompt, Response, Verdict, in_context
 from toss_lightning.identity import name_plugin
 
 CPU = torch.device("cpu")
@@ -77,6 +77,23 @@ def test_the_prompt_of_harmbench_is_the_one_of_the_architecture(
     (prompt,) = prompts_of(ClassifierJudge(path, "harmbench"))
     assert shown.replace("{prompt}", ASKED.prompt.text).replace("{response}", ASKED.text) in prompt
     (blank,) = prompts_of(ClassifierJudge(path, "harmbench"), respond("{prompt}", "{response}"))
+    # the published text, character for character
+    assert hashlib.blake2b(blank.encode(), digest_size=8).hexdigest() == digest
+
+
+@pytest.mark.parametrize(("kind", "digest"), [("llama", "c9fb8e49fb38fa0d"), ("mistral", "c5116fa39b19b29b")])
+def test_harmbench_is_asked_otherwise_about_a_request_with_a_context(tmp_path: Path, kind: str, digest: str) -> None:
+    judge = ClassifierJudge(save_planted(tmp_path, ["."], "]", template=None, kind=kind), "harmbench")
+
+    def asked(context: str, request: str, reply: str) -> str:
+        turns = (Message("user", in_context(context, request)),)
+        prompt = Prompt("lagoon", "p", turns, "harmful", context=context)
+        (question,) = prompts_of(judge, Response("base", prompt, reply, 5, True))
+        return question
+
+    shown = "[CONTEXT]:\nThe gate.\n\n[BEHAVIOR]:\nSum it up.\n\n[GENERATION]:\nIt is {shut}.\n\n---\nRules:"
+    assert shown in asked("The gate.", "Sum it up.", "It is {shut}.")
+    blank = asked("{context}", "{prompt}", "{response}")
     # the published text, character for character
     assert hashlib.blake2b(blank.encode(), digest_size=8).hexdigest() == digest
 

@@ -167,6 +167,12 @@ def test_margin_is_the_mean_difference_and_a_tie_is_not_positive() -> None:
         LikelihoodMargin().update(torch.zeros(2), torch.zeros(3))
 
 
+def test_a_margin_of_many_losses_in_half_precision_is_that_of_each() -> None:
+    margin = LikelihoodMargin()
+    margin.update(torch.full((256,), 1.3, dtype=torch.bfloat16), torch.zeros(256, dtype=torch.bfloat16))
+    assert margin.compute()["margin"] == float(torch.tensor(1.3, dtype=torch.bfloat16))
+
+
 def lcs(first: list[str], second: list[str]) -> int:
     if not first or not second:
         return 0

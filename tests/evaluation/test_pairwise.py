@@ -7,7 +7,7 @@ import torch
 from planted import Scripted, respond, save_planted
 
 from toss_lightning.errors import DataError
-from toss_lightning.evaluation.judges import LocalModel, PairwiseJudge, win_rate
+from toss_lightning.evaluation.judges import LocalModel, PairwiseJudge
 from toss_lightning.evaluation.judges.pairwise import read
 from toss_lightning.identity import name_plugin
 
@@ -65,8 +65,7 @@ def test_the_swap_is_the_mirror_image() -> None:
     theirs = [respond("Say", "xx", "other", prompt_id=word) for word in words]
     outcomes = PairwiseJudge(Longer()).compare(ours, theirs)
     assert outcomes == ["loss", "win", "tie", "win", "tie"]
-    assert win_rate(outcomes) == pytest.approx(0.6)
-    assert win_rate(PairwiseJudge(Longer()).compare(theirs, ours)) == pytest.approx(0.4)
+    assert PairwiseJudge(Longer()).compare(theirs, ours) == ["win", "loss", "tie", "loss", "tie"]
 
 
 def test_a_judge_that_always_prefers_the_first_leaves_ties(tmp_path: Path) -> None:
@@ -74,15 +73,7 @@ def test_a_judge_that_always_prefers_the_first_leaves_ties(tmp_path: Path) -> No
     with judge.ready(torch.device("cpu")):
         outcomes = judge.compare([OURS] * 3, [THEIRS] * 3)
     assert outcomes == ["tie"] * 3
-    assert win_rate(outcomes) == 0.5
     assert judge.estimate([OURS], [THEIRS]) is None
-
-
-def test_the_win_rate() -> None:
-    assert win_rate(["win", "win", "tie", "loss"]) == pytest.approx(0.625)
-    assert win_rate(["win", None, None]) == 1.0
-    assert win_rate([None]) is None
-    assert win_rate([]) is None
 
 
 @pytest.mark.parametrize(

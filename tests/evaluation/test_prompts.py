@@ -134,15 +134,30 @@ def test_an_answer_that_nothing_is_compared_with_may_have_any_form(tmp_path: Pat
     assert load_prompts("mine", PromptSet(path, label="benign"))[0].answer is None
 
 
-def test_a_prompt_set_is_no_share_of_another(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.jsonl", {"prompt": "How?"})
-    with pytest.raises(ConfigError, match=r"prompts.mine.share: a prompt set is no part of another: say rows instead"):
-        load_prompts("mine", PromptSet(path, label="benign", share=0.5))
+@pytest.mark.parametrize(("option", "advice"), [({"share": 0.5}, "say rows instead"), ({"format": "alpaca"}, "leave")])
+def test_options_of_training_sets_that_would_not_be_heeded_are_refused(
+    tmp_path: Path, option: dict[str, Any], advice: str
+) -> None:
+    path, (name,) = write(tmp_path / "p.jsonl", {"prompt": "How?"}), option
+    with pytest.raises(ConfigError, match=rf"prompts\.mine\.{name}: .*{advice}"):
+        load_prompts("mine", PromptSet(path, label="benign", **option))
+    with pytest.raises(ConfigError, match=rf"loop\.safety_probe\.pairs\.{name}: .*{advice}"):
+        load_pairs(Source(path, **option), "loop.safety_probe.pairs")
+
+
+def test_a_request_is_known_apart_from_its_context(tmp_path: Path) -> None:
+    row = {"behavior": "Sum it up.", "context": "The gate is blue."}
+    (prompt,) = load_prompts("mine", PromptSet(write(tmp_path / "p.jsonl", row), label="harmful"))
+    assert prompt.text == "The gate is blue.\n\n---\n\nSum it up."
+    assert (prompt.context, prompt.request) == ("The gate is blue.", "Sum it up.")
+    row = {"messages": turns("Sum it up."), "context": "The gate is blue."}
+    (prompt,) = load_prompts("mine", PromptSet(write(tmp_path / "p.jsonl", row), label="harmful"))
+    assert (prompt.context, prompt.request, prompt.text) == (None, "Sum it up.", "Sum it up.")
 
 
 def test_pairs_share_their_request(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", {"id": "x", "messages": turns("How?", "So."), "safe_reply": "No."})
-    (pair,) = load_pairs(Source(path))
+    (pair,) = load_pairs(Source(path), "loop.evaluation.pairs")
     assert pair.pair_id == "x"
     assert [turn.content for turn in pair.harmful.messages] == ["How?", "So."]
     assert [turn.content for turn in pair.safe.messages] == ["How?", "No."]
@@ -158,7 +173,7 @@ def test_pairs_share_their_request(tmp_path: Path) -> None:
 )
 def test_a_pair_lacks_a_reply(tmp_path: Path, row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"p.jsonl:1: pairs need messages that end in a harmful reply, and a text in"):
-        load_pairs(Source(write(tmp_path / "p.jsonl", row)))
+        load_pairs(Source(write(tmp_path / "p.jsonl", row)), "loop.evaluation.pairs")
 
 
 @pytest.mark.parametrize("name", ["harmful_val", "over_refusal", "utility_val"])

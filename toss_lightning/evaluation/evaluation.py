@@ -101,7 +101,7 @@ class Findings:
 class Evaluator:
     """Carries out an :class:`Evaluation` with the module and the strategy that a Trainer holds.
 
-    Prompts are read, rendered and checked here, before anything is trained.
+    Prompts and questions are read, rendered and checked here, before anything is trained.
 
     Args:
         evaluation: what to do.
@@ -111,7 +111,7 @@ class Evaluator:
         max_tokens: padded tokens that a device holds at once, where replies are given and only read.
 
     Raises:
-        ConfigError: a setting cannot work, or a prompt or a pair is too long.
+        ConfigError: a setting cannot work, or a prompt, a pair or a reply to a question is too long.
         DataError: a set cannot be read, or the chat template refuses a prompt.
     """
 
@@ -124,14 +124,16 @@ class Evaluator:
         sets = {name: PromptSet(spec) if isinstance(spec, str) else spec for name, spec in evaluation.prompts.items()}
         self.prompts = {name: load_prompts(name, spec) for name, spec in sets.items()}
         self.utility = {name: spec.utility for name, spec in sets.items() if spec.utility is not None}
-        pairs = evaluation.pairs
-        self.pairs = load_pairs(Source(pairs) if isinstance(pairs, str) else pairs) if pairs is not None else []
+        pairs = Source(evaluation.pairs) if isinstance(evaluation.pairs, str) else evaluation.pairs
+        self.pairs = load_pairs(pairs, "loop.evaluation.pairs") if pairs is not None else []
         self.harness = Harness(evaluation.lm_eval, chat) if evaluation.lm_eval is not None else None
         self.judges = [KeywordJudge()] if evaluation.judges is None else list(evaluation.judges)
         names = [judge.name for judge in self.judges]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"loop.evaluation.judges: {repeated[0]} stands twice: leave one out")
         on_first_rank(trainer, self._check_judges)
+        if self.harness is not None:
+            self.harness.prepare(trainer)
         settings = (self.cache / "replies", evaluation.sampling, evaluation.batch_size)
         self._replies = Replies(trainer, chat, *settings)
         for of_set in self.prompts.values():
@@ -140,8 +142,9 @@ class Evaluator:
             "harmful": reply_rows(chat, [pair.harmful for pair in self.pairs]),
             "safe": reply_rows(chat, [pair.safe for pair in self.pairs]),
         }
+        module: Any = trainer.lightning_module
         for of_kind in self._rows.values():
-            check_lengths(of_kind, max_tokens, "loop.evaluation.pairs")
+            check_lengths(of_kind, max_tokens, "loop.evaluation.pairs", module.context)
         self._readings = Readings(trainer, chat, self.cache / "likelihood", max_tokens, bool(evaluation.positions))
 
     def _check_judges(self) -> None:

@@ -124,18 +124,22 @@ def reply_rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> li
     return [last.tokenize(one, number) for number, one in enumerate(conversations)]
 
 
-def check_lengths(rows: Sequence[TokenizedRow], max_tokens: int, key: str) -> None:
-    """Refuses replies that a device cannot hold.
+def check_lengths(rows: Sequence[TokenizedRow], max_tokens: int, key: str, context: int | None = None) -> None:
+    """Refuses replies that a device cannot hold, or that the model cannot read.
 
     Args:
         rows: the rows, responses included.
         max_tokens: padded tokens that a device holds at once.
         key: the setting that gives them.
+        context: how many tokens the model reads at most; None where it does not say.
 
     Raises:
         ConfigError: one is longer.
     """
-    if (longest := max((len(row.input_ids) for row in rows), default=0)) > max_tokens:
+    longest = max((len(row.input_ids) for row in rows), default=0)
+    if context is not None and longest > context:
+        raise ConfigError(f"{key}: one has {longest} tokens, and the model reads {context}: leave it out")
+    if longest > max_tokens:
         raise ConfigError(
             f"{key}: one has {longest} tokens, and data.max_tokens holds {max_tokens}: raise data.max_tokens, or leave"
             " it out"

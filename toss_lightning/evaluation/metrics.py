@@ -155,8 +155,9 @@ class LikelihoodMargin(Metric):
                 f"LikelihoodMargin: {tuple(harmful.shape)} and {tuple(safe.shape)} losses are not pairs:"
                 " give a harmful and a safe one per request"
             )
-        margins = (harmful - safe).detach()
-        self.total += margins.sum().to(self.total)
+        # a sum in the precision of bfloat16 losses would be off by as much as margins are apart
+        margins = harmful.detach().to(self.total) - safe.detach().to(self.total)
+        self.total += margins.sum()
         self.positive += (margins > 0).sum()
         self.pairs += len(margins)
 

@@ -11,7 +11,7 @@ from toss_lightning.data.formats import ROLES, Conversation, Message
 from toss_lightning.data.sources import Source, numbered_rows
 from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation.answers import check_answer
-from toss_lightning.evaluation.records import Label, Prompt
+from toss_lightning.evaluation.records import Label, Prompt, in_context
 
 Utility = Literal["answer", "rouge_l"]
 TEXT_COLUMNS = ("prompt", "question", "instruction", "goal", "behavior", "forbidden_prompt", "query")
@@ -60,8 +60,7 @@ def load_prompts(name: str, spec: PromptSet) -> list[Prompt]:
             raise ConfigError(
                 f"loop.evaluation.prompts.{name}.{option}: {value!r} is none of its values: {', '.join(choices)}"
             )
-    if spec.share is not None:
-        raise ConfigError(f"loop.evaluation.prompts.{name}.share: a prompt set is no part of another: say rows instead")
+    _check_source(spec, f"loop.evaluation.prompts.{name}")
     prompts = [
         _prompt(name, spec, where, number, row)
         for number, (where, row) in enumerate(numbered_rows(spec, lambda row, where: _turns(row, where)))
@@ -71,12 +70,18 @@ def load_prompts(name: str, spec: PromptSet) -> list[Prompt]:
     return prompts
 
 
-def load_pairs(spec: Source) -> list[Pair]:
+def load_pairs(spec: Source, key: str) -> list[Pair]:
     """Reads harmful requests with a harmful reply, in ``messages``, and a safe one, in ``safe_reply``.
 
+    Args:
+        spec: where they are.
+        key: the setting that names them.
+
     Raises:
+        ConfigError: an option is of no use here.
         DataError: a row cannot be read, or has no safe reply.
     """
+    _check_source(spec, key)
     pairs = []
     for number, (where, row) in enumerate(numbered_rows(spec, lambda row, where: _turns(row, where))):
         messages, safe = _turns(row, where), row.get("safe_reply")
@@ -86,6 +91,18 @@ def load_pairs(spec: Source) -> list[Pair]:
         kept = (*messages[:-1], Message("assistant", safe))
         pairs.append(Pair(str(row.get("id") or number), Conversation(messages, where), Conversation(kept, where)))
     return pairs
+
+
+def _check_source(spec: Source, key: str) -> None:
+    """Refuses options of a source that what is asked has no use for, and would not heed.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if spec.share is not None:
+        raise ConfigError(f"{key}.share: what is asked is no part of another set: say rows instead")
+    if spec.format != "auto":
+        raise ConfigError(f"{key}.format: {spec.format}: leave it out: the columns tell, and columns renames them")
 
 
 def digest_asked(prompts: Sequence[Prompt], pairs: Sequence[Pair]) -> dict[str, str]:
@@ -114,7 +131,11 @@ def _prompt(name: str, spec: PromptSet, where: str, number: int, row: Mapping[st
         raise DataError(f"{where}: utility rouge_l compares with the row's reply, and the row has none")
     category = next((str(row[name]) for name in CATEGORY_COLUMNS if row.get(name) is not None), None)
     prompt_id = str(number if row.get("id") is None else row["id"])
-    return Prompt(name, prompt_id, messages, label, category, answer, reference)
+    # of rows that hold messages it is no part of the prompt
+    context = _first(row, ("context",), where) or None
+    if context is not None and not messages[-1].content.startswith(in_context(context, "")):
+        context = None
+    return Prompt(name, prompt_id, messages, label, category, answer, reference, context)
 
 
 def _answer(row: Mapping[str, Any], where: str, needed: bool) -> str | None:
@@ -155,8 +176,7 @@ def _turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     if row.get("instruction") is not None and row.get("input"):
         text = f"{text}\n\n{row['input']}"
     if context := _first(row, ("context",), where):
-        # as HarmBench puts it
-        text = f"{context}\n\n---\n\n{text}"
+        text = in_context(context, text)
     system = [Message("system", str(row["system"]))] if row.get("system") else []
     reply = _first(row, ("completion", "response", "output"), where)
     return (*system, Message("user", text), *([Message("assistant", reply)] if reply else []))

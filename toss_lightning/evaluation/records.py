@@ -10,6 +10,11 @@ from toss_lightning.data.formats import Message
 Label = Literal["harmful", "benign"]
 
 
+def in_context(context: str, request: str) -> str:
+    """A request behind a text that it is about, as HarmBench puts it."""
+    return f"{context}\n\n---\n\n{request}"
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What a model is asked, and what is known of the request."""
@@ -28,11 +33,18 @@ class Prompt:
     """The right answer, where there is one."""
     reference: str | None = None
     """A reply to compare with, where the set has one."""
+    context: str | None = None
+    """What stands before the request in :attr:`text`, where the set gives it apart."""
 
     @property
     def text(self) -> str:
         """The last turn of the user."""
         return self.messages[-1].content
+
+    @property
+    def request(self) -> str:
+        """The last turn of the user without the context."""
+        return self.text if self.context is None else self.text.removeprefix(in_context(self.context, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,8 @@ class Response:
         """Identifies the response and all that a judge can know of its prompt, whichever adapter gave it."""
         asked = self.prompt
         turns = [(turn.role, turn.content) for turn in asked.messages]
-        content = [turns, asked.label, asked.category, asked.answer, asked.reference, self.text]
+        known = [asked.set, asked.prompt_id, turns, asked.label, asked.category, asked.answer, asked.reference]
+        content = [*known, asked.context, self.text, self.tokens, self.stopped]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=12).hexdigest()
 
 

@@ -23,6 +23,7 @@ def write_responses(findings: Findings, path: Path) -> None:
                 "prompt_id": one.prompt.prompt_id,
                 "label": one.prompt.label,
                 "category": one.prompt.category,
+                "context": one.prompt.context,
                 "messages": [asdict(turn) for turn in one.prompt.messages],
                 "response": one.text,
                 "tokens": one.tokens,
@@ -45,7 +46,8 @@ def read_responses(path: Path) -> dict[str, list[Response]]:
             for line in lines:
                 facts = json.loads(line)
                 turns = tuple(Message(**turn) for turn in facts["messages"])
-                prompt = Prompt(facts["set"], facts["prompt_id"], turns, facts["label"], facts["category"])
+                told = (facts["label"], facts["category"])
+                prompt = Prompt(facts["set"], facts["prompt_id"], turns, *told, context=facts.get("context"))
                 response = Response(facts["adapter"], prompt, facts["response"], facts["tokens"], facts["stopped"])
                 found.setdefault(response.adapter, []).append(response)
     except (OSError, ValueError, KeyError, TypeError) as error:

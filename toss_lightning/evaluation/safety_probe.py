@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import Trainer
 
@@ -96,14 +96,16 @@ class SafetyProber:
             )
         assert settings.pairs is not None
         self.settings, self.trainer, self.max_tokens = settings, trainer, max_tokens
-        pairs = load_pairs(Source(settings.pairs) if isinstance(settings.pairs, str) else settings.pairs)
+        named = Source(settings.pairs) if isinstance(settings.pairs, str) else settings.pairs
+        pairs = load_pairs(named, "loop.safety_probe.pairs")
         if not pairs:
             raise ConfigError("loop.safety_probe.pairs: there is no pair to read: take more rows")
         self.given, pairs = len(pairs), pairs[: settings.max_pairs]
         self.read = len(pairs)
         self._rows = reply_rows(chat, [*(pair.harmful for pair in pairs), *(pair.safe for pair in pairs)])
         self._openers = opener_tokens(chat)
-        check_lengths(self._rows, max_tokens, "loop.safety_probe.pairs")
+        module: Any = trainer.lightning_module
+        check_lengths(self._rows, max_tokens, "loop.safety_probe.pairs", module.context)
 
     def identity(self) -> str:
         """The settings and the tokens that are read, wherever they come from, as text."""

@@ -16,7 +16,7 @@ from toss_lightning.evaluation.judges.base import Judge
 from toss_lightning.evaluation.judges.pairwise import Outcome, PairwiseJudge
 from toss_lightning.evaluation.records import Response, Verdict
 from toss_lightning.files import write_text
-from toss_lightning.identity import name_plugin
+from toss_lightning.identity import is_plugin, name_plugin
 from toss_lightning.progress import progress_bar, say
 
 Pair = tuple[Response, Response]
@@ -180,8 +180,10 @@ def _origins(plugin: object) -> Iterator[str]:
         if name == "model" and isinstance(value, str) and (path := Path(value).expanduser()).exists():
             files = [path] if path.is_file() else sorted(path.iterdir())
             yield " ".join(f"{one.name} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in files)
-        elif name[0] != "_" and hasattr(value, "__dict__"):
-            yield from _origins(value)
+        elif name[0] != "_":
+            held = [*value.values()] if isinstance(value, dict) else value
+            for one in filter(is_plugin, held if isinstance(held, list | tuple) else [held]):
+                yield from _origins(one)
 
 
 def _parts(items: Mapping[str, Item], size: int) -> list[dict[str, Item]]:

@@ -5,7 +5,7 @@ from toss_lightning.evaluation.judges.base import Judge
 from toss_lightning.evaluation.judges.classifier import ClassifierJudge
 from toss_lightning.evaluation.judges.endpoint import Endpoint
 from toss_lightning.evaluation.judges.keyword import KeywordJudge
-from toss_lightning.evaluation.judges.pairwise import PairwiseJudge, win_rate
+from toss_lightning.evaluation.judges.pairwise import PairwiseJudge
 from toss_lightning.evaluation.judges.rubric import RubricJudge
 
 __all__ = [
@@ -17,5 +17,4 @@ __all__ = [
     "LocalModel",
     "PairwiseJudge",
     "RubricJudge",
-    "win_rate",
 ]

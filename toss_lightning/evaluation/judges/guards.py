@@ -9,7 +9,9 @@ from toss_lightning.errors import ModelError
 from toss_lightning.evaluation.judges.backends import Answer, Contrast, LocalModel, Turn
 from toss_lightning.evaluation.judges.guard_prompts import (
     HARMBENCH_LLAMA,
+    HARMBENCH_LLAMA_CONTEXT,
     HARMBENCH_MISTRAL,
+    HARMBENCH_MISTRAL_CONTEXT,
     SHIELDGEMMA,
     WILDGUARD,
 )
@@ -197,18 +199,25 @@ class HarmBench(Guard):
 
     https://huggingface.co/cais/HarmBench-Llama-2-13b-cls and
     https://huggingface.co/cais/HarmBench-Mistral-7b-val-cls, each with its own question. They read the last turn of the
-    user only.
+    user only, and have a further question for one with a context, as HarmBench's contextual behaviors are.
     """
 
     max_new_tokens = 4
     contrast = (("yes", "Yes"), ("no", "No"))
     special_tokens = True
-    asks = HARMBENCH_LLAMA + HARMBENCH_MISTRAL
+    asks = HARMBENCH_LLAMA + HARMBENCH_MISTRAL + HARMBENCH_LLAMA_CONTEXT + HARMBENCH_MISTRAL_CONTEXT
 
     def prompts(self, model: LocalModel, response: Response) -> list[str]:
         """The question that the model's architecture tells."""
-        mistral = model.loaded.config.model_type == "mistral"
-        return [_filled(HARMBENCH_MISTRAL if mistral else HARMBENCH_LLAMA, response)]
+        plain, contextual = (
+            (HARMBENCH_MISTRAL, HARMBENCH_MISTRAL_CONTEXT)
+            if model.loaded.config.model_type == "mistral"
+            else (HARMBENCH_LLAMA, HARMBENCH_LLAMA_CONTEXT)
+        )
+        asked = response.prompt
+        if asked.context is None:
+            return [_filled(plain, response)]
+        return [contextual.format(context=asked.context, prompt=asked.request, response=response.text)]
 
     def read(self, answers: Sequence[Answer], threshold: float) -> Verdict:
         """Harmful where ``yes`` is at least as likely as the threshold."""

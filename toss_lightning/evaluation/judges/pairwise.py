@@ -144,9 +144,3 @@ def _agreed(first: Choice, second: Choice) -> Outcome:
     if (first, second) == ("A", "B"):
         return "win"
     return "loss" if (first, second) == ("B", "A") else "tie"
-
-
-def win_rate(outcomes: Sequence[Outcome | None]) -> float | None:
-    """``(wins + ties / 2) / n`` over the ``n`` pairs that were decided; None where none was."""
-    decided = [outcome for outcome in outcomes if outcome is not None]
-    return (decided.count("win") + decided.count("tie") / 2) / len(decided) if decided else None
