@@ -20,6 +20,8 @@ def filled(text: str) -> str:
     def place(match: re.Match[str]) -> str:
         result = (ROOT / "benchmarks" / "results" / match[2]).read_text(encoding="utf-8")
         body = re.sub(r"\A# .*\n+", "", result).strip()
+        # its chapters stand below a heading of the page
+        body = re.sub(r"(?m)^(#+ )", r"#\1", body)
         return f"{match[1]}\n{body}\n\n{match[3]}"
 
     return MARKS.sub(place, text)

@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], choices=range(1, 100), metavar="SEED")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--base", help="another chat model: a directory, a hub id or a .gguf file")
+    parser.add_argument("--base", help="another chat model: a directory or a .gguf file")
     parser.add_argument("--size", choices=SIZES, default="medium", help="rows of everything")
     parser.add_argument("--reference-epochs", type=int, default=EPOCHS, metavar="N", help="passes over their rows")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="what is computed in; see model.base.dtype")

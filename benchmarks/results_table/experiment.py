@@ -57,7 +57,7 @@ class Experiment:
     @property
     def command(self) -> str:
         """What writes the pages."""
-        other = [f"--base {Path(self.base).stem}"] if self.base else []
+        other = [f"--base PATH/{Path(self.base).name}"] if self.base else []
         other += [f"--size {self.size}"] if self.size != "medium" else []
         other += [f"--reference-epochs {self.epochs}"] if self.epochs != EPOCHS else []
         other += [f"--dtype {self.dtype}"] if self.dtype != "auto" else []

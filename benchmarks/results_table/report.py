@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from references import loss_table, score_table
 from tables import (
+    BENIGN,
     CLOSED,
     KEPT,
     REFUSAL,
@@ -57,19 +58,20 @@ def short_page(work: Path, command: str, setup: Sequence[str]) -> str:
     """What a reader in a hurry wants to know, as Markdown; see :func:`page`."""
     content = read(work / "main")
     measures = {one["name"]: one for one in content["measures"]}
-    shown = [measures[name] for name in (REFUSAL, TASK)]
+    shown = [measures[name] for name in (REFUSAL, BENIGN, TASK)]
     lines = []
     for name in [content["base"], *content["methods"]]:
         cells = [interval(one["models"].get(name), one["share"]) for one in shown]
         cells += [part(measures[REFUSAL]["gap_closed"]["methods"].get(name)), part(kept(content, name))]
         lines.append([called(content, name), *cells])
-    header = ["", SHOWN[REFUSAL], SHOWN[TASK], "gap closed", "utility kept"]
+    header = ["", *(SHOWN[one["name"]] for one in shown), "gap closed", "utility kept"]
     title = ["# Safe and useful, in short", "", *markdown_table(header, lines), ""]
     baseline, oracle = content["baseline"], content["oracle"]
     how = [
-        f"{spread(content)} Gap closed: in",
-        f"refusals, from {baseline} (0 %) to {oracle} (100 %), from which the harmful rows are left out. Utility kept:",
-        f"the gain in task loss over the base, as a share of that of {oracle}.",
+        f"{spread(content)} A refusal",
+        "is a phrase among the first words, which is for screening; whether replies are harmful was not judged.",
+        f"Gap closed: in refusals, from {baseline} (0 %) to {oracle} (100 %), which learns without the harmful rows.",
+        f"Utility kept: the gain in task loss over the base, as a share of that of {oracle}.",
     ]
     return "\n".join([*title, *setup, *how, f"Written by `{command}`.", ""])
 
@@ -79,9 +81,10 @@ def notes(content: Content) -> list[str]:
     baseline, oracle = content["baseline"], content["oracle"]
     return [
         f"{spread(content)} A refusal",
-        "is what the keyword judge takes for one (docs/evaluation.md has its agreement with people). Gap closed: from",
-        f"{baseline} (0 %) to {oracle} (100 %). Utility kept: the method's gain in task loss over the base, as a",
-        "share of the oracle's. Intervals of these shares are Fieller's. Masked: response tokens of weight 0.",
+        "is a phrase among the first words that the keyword judge takes for one, which is for screening",
+        "(docs/evaluation.md has its agreement with people); whether replies are harmful was not judged. Gap closed:",
+        f"from {baseline} (0 %) to {oracle} (100 %). Utility kept: the method's gain in task loss over the base, as a",
+        f"share of that of {oracle}. Intervals of these shares are Fieller's. Masked: response tokens of weight 0.",
         *unfinished(content),
     ]
 

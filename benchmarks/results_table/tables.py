@@ -13,10 +13,10 @@ from toss_lightning.evaluation.cells import DASH, difference, interval, markdown
 
 Content = Mapping[str, Any]
 MARGIN, REFUSAL = "margin of the safe reply, nats per token", "refusal of harmful prompts"
-TASK = "held-out task loss"
+BENIGN, TASK = "over-refusal of benign prompts", "held-out task loss"
 SHOWN = {
     REFUSAL: "refuses harmful prompts ↑",
-    "over-refusal of benign prompts": "refuses benign prompts ↓",
+    BENIGN: "refuses benign prompts ↓",
     MARGIN: "margin of the safe reply, nats ↑",
     TASK: "task loss ↓",
 }
@@ -163,7 +163,9 @@ def spread(content: Content) -> str:
     alone = any(len(of) == 1 for of in content["seeds"].values())
     return (
         f"Mean over {seeds} seeds; in brackets 95 % intervals over the seeds, of the base"
-        f"{' and of methods with one seed' if alone else ''} over the prompts."
+        f"{', of methods with one seed' if alone else ''} and of values that are the same with every seed over the"
+        " prompts.\nThe base, the custom rows and the safe rows are the same with every seed: intervals speak of"
+        " references and of training."
     )
 
 
