@@ -190,7 +190,7 @@ class AdapterBank:
         """Identifies an adapter's weights and what they are multiplied by."""
         if adapter == BASE:
             return BASE
-        config = self.net.peft_config[adapter]
+        config: Any = self.net.peft_config[adapter]
         digest = hashlib.blake2b(f"{config.lora_alpha} {config.use_rslora} {config.use_dora}".encode(), digest_size=12)
         for name, value in self.state(adapter).items():
             digest.update(name.encode())
