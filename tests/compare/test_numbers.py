@@ -222,6 +222,7 @@ def test_as_many_prompts_that_are_not_the_same_are_not_compared(tmp_path):
         finish(run, runs[key])
         content = json.loads(run.evaluation.read_text())
         run.evaluation.write_text(json.dumps(content | {"asked": {"forbidden": f"digest of {key[0]}"}}))
+        run.file("training", "evaluation")
     with pytest.raises(StoreError, match="forbidden: other prompts in B, seed 1 than in A, seed 1: what"):
         of_prompts(read_outcomes([*all_runs.values()]))
 
@@ -230,5 +231,6 @@ def test_a_damaged_file_is_named(tmp_path):
     _, runs = made(write_comparison(tmp_path, dict.fromkeys(METHODS)))
     finish(runs["A", 1], [])
     runs["A", 1].evaluation.write_text("{")
+    runs["A", 1].file("training", "evaluation")
     with pytest.raises(StoreError, match=r"evaluation.json: damaged .* delete it, and the same command makes it again"):
         read_outcomes(list(runs.values()))

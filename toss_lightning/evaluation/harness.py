@@ -24,8 +24,9 @@ from transformers import GenerationConfig
 
 from toss_lightning.data.scoring import digest_of
 from toss_lightning.data.tokenize import ChatTokenizer
-from toss_lightning.errors import ConfigError, DataError, StoreError
-from toss_lightning.evaluation.benchmarks import Benchmarks, Group, LmEval, Score, TaskResult
+from toss_lightning.errors import ConfigError, DataError
+from toss_lightning.evaluation.benchmarks import Benchmarks, Group, LmEval, TaskResult
+from toss_lightning.evaluation.harness_results import read_result, result_text
 from toss_lightning.evaluation.replies import stop_tokens
 from toss_lightning.files import write_text
 from toss_lightning.progress import say
@@ -128,7 +129,7 @@ class Harness:
                 between()
         module.train(was_training)
         strategy.barrier("tasks answered")
-        return {task: _read(file) for task, file in files.items()}
+        return {task: read_result(file) for task, file in files.items()}
 
     def summed_up(self, results: Mapping[str, Mapping[str, TaskResult]]) -> Benchmarks:
         """What :meth:`answers` found of each adapter, with what was asked."""
@@ -247,18 +248,7 @@ class Harness:
                 apply_chat_template=self.settings.apply_chat_template,
                 fewshot_as_multiturn=True,
             )
-        samples = sorted(found["samples"][name], key=lambda one: (one["doc_id"], one["filter"]))
-        metrics = {(metric, one["filter"]): None for one in samples for metric in one["metrics"]}
-        kept = ("doc_id", "filter", "prompt_hash", "target", "filtered_resps")
-        content = {
-            "task": name,
-            "version": str(found["versions"][name]),
-            "num_fewshot": found["n-shot"][name],
-            "questions": found["n-samples"][name]["original"],
-            "scores": [_score(task, found["results"][name], samples, *one) for one in metrics],
-            "samples": [{key: one[key] for key in kept} for one in samples],
-        }
-        return json.dumps(content, default=str, ensure_ascii=False) + "\n"
+        return result_text(task, name, found)
 
 
 def _told(value: Any) -> Any:
@@ -273,40 +263,6 @@ def _told(value: Any) -> Any:
     except TypeError:  # built into Python
         file = None
     return [code.__qualname__, Path(file).read_text(encoding="utf-8") if file else code.__module__]
-
-
-def _score(
-    task: Any, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], metric: str, kind: str
-) -> dict[str, Any]:
-    from lm_eval.api.metrics import mean
-
-    of_question = {one["doc_id"]: one.get(metric) for one in samples if one["filter"] == kind}
-    is_mean = task.aggregation().get(metric, mean) is mean
-    stderr = results[f"{metric}_stderr,{kind}"]
-    return {
-        "metric": metric,
-        "filter": kind,
-        "better": "lower" if task.higher_is_better().get(metric) is False else "higher",
-        "values": [_number(value) for value in of_question.values()] if is_mean else None,
-        "value": float(results[f"{metric},{kind}"]),
-        "stderr": None if isinstance(stderr, str) else float(stderr),
-        "n": sum(value is not None for value in of_question.values()),
-    }
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None or math.isnan(value) else float(value)
-
-
-def _read(file: Path) -> TaskResult:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        facts = {key: content[key] for key in ("task", "version", "num_fewshot", "questions")}
-        asked = [[one["doc_id"], one["prompt_hash"], one["target"]] for one in content["samples"]]
-        facts["digest"] = digest_of(json.dumps(asked))
-        return TaskResult(**facts, scores=tuple(Score(**one) for one in content["scores"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file}: damaged ({error}): delete it and run the test again") from error
 
 
 @contextmanager
