@@ -150,9 +150,10 @@ def test_a_request_is_known_apart_from_its_context(tmp_path: Path) -> None:
     (prompt,) = load_prompts("mine", PromptSet(write(tmp_path / "p.jsonl", row), label="harmful"))
     assert prompt.text == "The gate is blue.\n\n---\n\nSum it up."
     assert (prompt.context, prompt.request) == ("The gate is blue.", "Sum it up.")
-    row = {"messages": turns("Sum it up."), "context": "The gate is blue."}
-    (prompt,) = load_prompts("mine", PromptSet(write(tmp_path / "p.jsonl", row), label="harmful"))
-    assert (prompt.context, prompt.request, prompt.text) == (None, "Sum it up.", "Sum it up.")
+    for other in ("The gate is blue.", ["The gate", "is blue."]):
+        row = {"messages": turns("Sum it up."), "context": other}
+        (prompt,) = load_prompts("mine", PromptSet(write(tmp_path / "p.jsonl", row), label="harmful"))
+        assert (prompt.context, prompt.request, prompt.text) == (None, "Sum it up.", "Sum it up.")
 
 
 def test_pairs_share_their_request(tmp_path: Path) -> None:

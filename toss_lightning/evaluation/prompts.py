@@ -131,11 +131,10 @@ def _prompt(name: str, spec: PromptSet, where: str, number: int, row: Mapping[st
         raise DataError(f"{where}: utility rouge_l compares with the row's reply, and the row has none")
     category = next((str(row[name]) for name in CATEGORY_COLUMNS if row.get(name) is not None), None)
     prompt_id = str(number if row.get("id") is None else row["id"])
-    # of rows that hold messages it is no part of the prompt
-    context = _first(row, ("context",), where) or None
-    if context is not None and not messages[-1].content.startswith(in_context(context, "")):
-        context = None
-    return Prompt(name, prompt_id, messages, label, category, answer, reference, context)
+    # where a row holds its turns whole, a column of that name may be anything
+    context = str(row.get("context"))
+    is_told = messages[-1].content.startswith(in_context(context, ""))
+    return Prompt(name, prompt_id, messages, label, category, answer, reference, context if is_told else None)
 
 
 def _answer(row: Mapping[str, Any], where: str, needed: bool) -> str | None:
