@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from toss_lightning.data import TossDataModule
 from toss_lightning.errors import StoreError
 from toss_lightning.loops.method import Method
-from toss_lightning.progress import say
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import OnlineSelection, Selection, TokenWeights
 
 
 def check_scores(store: Path, round: int | None, data: TossDataModule, selection: Selection) -> None:
-    """Looks at scores before anything is trained, and says which rows they hold of sets that this run has others of.
+    """Looks at scores before anything is trained, and warns where they hold other rows of a set than this run has.
 
     Args:
         store: where they are.
@@ -32,10 +33,13 @@ def check_scores(store: Path, round: int | None, data: TossDataModule, selection
     rows_there = {name: scores.held_out(name).hashes() for name in selection.held_out}
     others = {name for name, hashes in rows_there.items() if name in data.sets and hashes != data.sets[name].hashes()}
     for kind, names in selection.features.items():
-        of_sets = {name: scores.rows_of_feature(kind, name) for name in names if name in data.sets}
+        of_sets = {name: scores.rows_of_feature(kind, name) for name in {*names} & {*data.sets} - {"custom"}}
         others |= {name for name, rows in of_sets.items() if rows != data.sets[name].tokens_digest()}
     for name in sorted(others):
-        say(f"{type(selection).__name__} reads the {name} rows of {store}, which are others than data.{name} has now")
+        rank_zero_warn(
+            f"loop.scores_from: {type(selection).__name__} reads the {name} rows of {store}, which are others than"
+            f" data.{name} has now"
+        )
 
 
 def load_selection(path: Path, data: TossDataModule, selection: Selection, begun_with: str | None) -> TokenWeights:
