@@ -290,6 +290,6 @@ def test_arguments_out_of_range(options: dict, message: str) -> None:
 
 
 def test_no_reference_set() -> None:
-    message = r"correction\.reference_share: 1 reference rows are needed, but data.safety has 0: give more rows$"
+    message = r"correction: 1 reference rows are needed, but data.safety has 0: give more rows$"
     with pytest.raises(ConfigError, match=message):
-        DualSelect().begin_stage(LinearProbe(Classifier(), [], TASK), 2)
+        DualSelect().check(0, 2)

@@ -175,6 +175,6 @@ def test_arguments_out_of_range(options: dict, message: str) -> None:
 
 
 def test_no_reference_set() -> None:
-    message = r"correction\.examples: 1 reference rows are needed, but data.safety has 0: give more rows$"
+    message = r"correction: 1 reference rows are needed, but data.safety has 0: give more rows$"
     with pytest.raises(ConfigError, match=message):
-        SafeGrad().begin_stage(Fixed({}, size=0), 3)
+        SafeGrad().check(0, 3)

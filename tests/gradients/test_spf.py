@@ -207,16 +207,15 @@ def test_arguments_out_of_range(options: dict, message: str) -> None:
 
 
 def test_arguments_that_do_not_fit_the_rank_or_the_set() -> None:
-    probe = Fixed({}, size=2)
     with pytest.raises(
         ConfigError, match=r"correction\.k: 6 directions are all .* LoRA matrix of rank 6 .*: give at most 5"
     ):
-        ready(probe, k=6)
+        SPF(k=6).check(2, 6)
     with pytest.raises(
         ConfigError, match=r"correction\.k: 1 directions .* of rank 1 .*: raise model.lora.r to at least 2"
     ):
-        ready(probe, rank=1)
+        SPF().check(2, 1)
     with pytest.raises(
         ConfigError, match=r"correction\.examples: 3 reference rows are needed, but data.safety has 2: give"
     ):
-        ready(probe, examples=3)
+        SPF(examples=3).check(2, 6)

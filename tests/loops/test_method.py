@@ -8,8 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from runs import tiny_fit
+from tiny import some_pairs, write_rows
 
 from toss_lightning.errors import ConfigError, TrainingError
+from toss_lightning.gradients import SPF, Correction, DualSelect
 from toss_lightning.loops.method import Method
 from toss_lightning.loops.plan import TOSS_PLAN
 from toss_lightning.models import Lora
@@ -59,6 +61,45 @@ def test_a_run_is_refused_before_anything_is_trained(
     with pytest.raises(ConfigError, match=r"model.normalize: row divides each row"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=SOT_PLAN, loop={"selection": Sot()}, module={"normalize": "row"})
     assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("correction", "normalize", "message"),
+    [
+        (None, "kept", "model.normalize: kept divides by weights, which DrSft makes only while a step is trained on"),
+        (DualSelect(), "all", "model.correction: DualSelect chooses rows of a step by the loss that is to be trained"),
+    ],
+)
+def test_what_weighs_while_it_trains_does_not_suit_what_must_know_weights_before(
+    correction: Correction | None, normalize: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Method(DrSft(), correction).check(TOSS_PLAN, SETS, 0, Lora(), SingleDeviceStrategy("cpu"), normalize)
+    check(DrSft(), ("score", "target"), normalize)
+
+
+@pytest.mark.parametrize(
+    ("correction", "lora", "message"),
+    [
+        (SPF(k=4), Lora(r=4), r"correction\.k: 4 directions .* of rank 4"),
+        (SPF(examples=9), Lora(r=4), r"correction\.examples: 9 reference rows are needed, but data\.safety has 4"),
+        (DualSelect(), Lora(r=4, targets=["q_proj", "embed_tokens"]), "is no plain LoRA on a linear layer"),
+    ],
+)
+def test_a_correction_that_does_not_fit_is_refused_before_anything_is_trained(
+    tiny_model: str, tiny_sets: dict[str, str], tmp_path: Path, correction: Correction, lora: Lora, message: str
+) -> None:
+    sets = {**tiny_sets, "safety": write_rows(tmp_path / "safety.jsonl", some_pairs(4))}
+    with pytest.raises(ConfigError, match=message):
+        tiny_fit(tiny_model, sets, tmp_path / "run", module={"correction": correction, "lora": lora})
+    assert not (tmp_path / "run" / "adapters").exists()
+
+
+def test_rounds_without_a_utility_reference(tiny_model: str, tiny_sets: dict[str, str], tmp_path: Path) -> None:
+    loop = {"selection": DrSft(), "rounds": 1, "promote": 2}
+    with pytest.raises(ConfigError, match=r"loop\.rounds: rows are promoted by token scores, which need a utility ref"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["degraded", "score", "select", "target"], loop=loop)
+    assert not (tmp_path / "adapters").exists()
 
 
 def test_row_suits_weights_that_it_leaves_alone_and_plans_in_which_they_do_not_act() -> None:

@@ -81,15 +81,24 @@ class Correction(ABC):
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._restored = False
 
+    def check(self, size: int, rank: int) -> None:
+        """Refuses arguments that do not fit the run, before anything is trained.
+
+        Args:
+            size: rows of the reference set.
+            rank: LoRA rank of the adapters.
+
+        Raises:
+            ConfigError: the reference set has too few rows, or the rank does not do.
+        """
+        check_reference(size, 1)
+
     def begin_stage(self, probe: Probe, rank: int) -> None:
         """Forgets what an earlier stage left, unless :meth:`load_state` came before.
 
         Args:
             probe: the model about to be trained.
             rank: LoRA rank of its adapter.
-
-        Raises:
-            ConfigError: the arguments do not fit the reference set or the rank.
         """
         if not self._restored:
             self.forget()
@@ -186,21 +195,21 @@ def exact(value: Tensor) -> Tensor:
     return (value.cpu() if value.device.type == "mps" else value).double()
 
 
-def check_reference(probe: Probe, needed: int, key: str) -> None:
+def check_reference(size: int, needed: int, key: str = "") -> None:
     """Refuses a reference set that is too small.
 
     Args:
-        probe: the model about to be trained.
+        size: rows that it has.
         needed: rows that the correction asks for.
-        key: the argument that says so.
+        key: the argument that says so, if one does.
 
     Raises:
         ConfigError: it has fewer rows.
     """
-    if probe.size < needed:
+    if size < needed:
         raise ConfigError(
-            f"model.correction.{key}: {needed} reference rows are needed, but data.safety has {probe.size}:"
-            f" give more rows{', or lower it' if probe.size else ''}"
+            f"model.correction{f'.{key}' if key else ''}: {needed} reference rows are needed, but data.safety has"
+            f" {size}: give more rows{', or lower it' if key and size else ''}"
         )
 
 

@@ -17,7 +17,6 @@ from toss_lightning.gradients.base import (
     Probe,
     RowProducts,
     check_argument,
-    check_reference,
     norm,
 )
 
@@ -74,15 +73,6 @@ class DualSelect(Correction):
         self._task: Gradients = {}  # sum of g_task since g_ref was made last; the cosine ignores that it is not a mean
         self._reference: Gradients = {}
         self._epoch: int | None = None
-
-    def begin_stage(self, probe: Probe, rank: int) -> None:
-        """Checks that there is a reference set.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        super().begin_stage(probe, rank)
-        check_reference(probe, 1, "reference_share")
 
     def forget(self) -> None:
         """Drops sums, directions and the epoch that they were made in."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from toss_lightning.gradients.base import Angle, Correction, Gradients, Probe, check_argument, check_reference, norm
+from toss_lightning.gradients.base import Angle, Correction, Gradients, Probe, check_argument, norm
 from toss_lightning.seeds import global_seed
 
 ROUNDING = 2.0
@@ -37,15 +37,6 @@ class SafeGrad(Correction):
         check_argument(rho >= 0, "rho", rho, "a number that is at least 0")
         check_argument(examples >= 1, "examples", examples, "a number of rows, at least 1")
         self.rho, self.examples = rho, examples
-
-    def begin_stage(self, probe: Probe, rank: int) -> None:
-        """Checks that there is a reference set.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        super().begin_stage(probe, rank)
-        check_reference(probe, 1, "examples")
 
     def correct(self, gradients: Gradients, probe: Probe) -> None:
         """Projects if the two gradients conflict, and adds, in place."""

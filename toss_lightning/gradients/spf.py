@@ -45,21 +45,27 @@ class SPF(Correction):
         self.k, self.energy, self.examples = k, energy, examples
         self._count = 0
 
-    def begin_stage(self, probe: Probe, rank: int) -> None:
-        """Settles the number of directions.
+    def check(self, size: int, rank: int) -> None:
+        """Refuses directions that leave nothing of a gradient.
 
         Raises:
             ConfigError: ``k`` leaves nothing of a gradient of this rank, or the reference set has too few rows.
         """
-        super().begin_stage(probe, rank)
-        check_reference(probe, self.examples, "examples")
-        self._count = max(1, rank // 4) if self.k is None else self.k
-        if self._count >= rank:
+        check_reference(size, self.examples, "examples")
+        if (count := self._directions(rank)) >= rank:
             raise ConfigError(
-                f"model.correction.k: {self._count} directions are all that the gradient of a LoRA matrix of rank"
+                f"model.correction.k: {count} directions are all that the gradient of a LoRA matrix of rank"
                 f" {rank} can have, so nothing would be left of it: "
                 + (f"give at most {rank - 1}" if rank > 1 else "raise model.lora.r to at least 2")
             )
+
+    def begin_stage(self, probe: Probe, rank: int) -> None:
+        """Settles the number of directions."""
+        super().begin_stage(probe, rank)
+        self._count = self._directions(rank)
+
+    def _directions(self, rank: int) -> int:
+        return max(1, rank // 4) if self.k is None else self.k
 
     def correct(self, gradients: Gradients, probe: Probe) -> None:
         """Projects in place if the two gradients conflict."""

@@ -12,7 +12,7 @@ from toss_lightning.errors import ConfigError, TrainingError
 from toss_lightning.gradients import Correction
 from toss_lightning.methods import TITLES
 from toss_lightning.models import Lora
-from toss_lightning.models.objective import Normalize, Objective
+from toss_lightning.models.objective import Normalize, Objective, check_normalize
 from toss_lightning.models.spread import Spread
 from toss_lightning.report.summary import PLAIN
 from toss_lightning.selection import Anchored, GlobalTopFraction, OnlineSelection, Seal, Selection, Sot, TokenWeights
@@ -67,6 +67,13 @@ class Method:
                 "model.normalize: row divides each row by its own weight, so that loop.selection Sot with weights:"
                 f" {inner.weights} would count all kept rows the same: set it to kept, or weights to uniform"
             )
+        if acts and isinstance(self.selection, OnlineSelection):
+            check_normalize(normalize, self.selection)
+            if self.correction is not None and self.correction.whole_step and not self.selection.whole_step:
+                raise ConfigError(
+                    f"model.correction: {type(self.correction).__name__} chooses rows of a step by the loss that is to"
+                    f" be trained, which loop.selection {name} weighs only while it is: choose another of either"
+                )
         if "seal" in steps and not isinstance(self.selection, Seal):
             raise ConfigError(
                 f"loop.plan: the stage seal trains what loop.selection Seal reads, but the selection is {name}: leave"

@@ -94,6 +94,12 @@ class TossProLoop(TossLoop):
         plan, sets = super().make_plan(), self.datamodule.sets
         if any(step.round for step in plan.steps):
             check_rounds(self.rounds, self._promoted_count, self.promote_again, len(sets["custom"].rows))
+            trained = {step.adapter for step in plan.steps if isinstance(step, Stage)}
+            if "utility" not in trained and self.module.references.utility is None:
+                raise ConfigError(
+                    "loop.rounds: rows are promoted by token scores, which need a utility reference: put utility into"
+                    " loop.plan, give model.references.utility, or set rounds to 0"
+                )
             if self.stop_early and "harmful_val" not in sets:
                 raise ConfigError("loop.stop_early: needs held-out harmful rows: give data.harmful_val or data.holdout")
             if self.stop_early:

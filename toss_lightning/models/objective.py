@@ -42,6 +42,19 @@ class Selector(Protocol):
         """Share of the safe loss in the model's."""
 
 
+def check_normalize(normalize: Normalize, online: OnlineWeights) -> None:
+    """Refuses a normaliser of a step that would not be known before it.
+
+    Raises:
+        ConfigError: it is such.
+    """
+    if not online.whole_step and normalize != "all":
+        raise ConfigError(
+            f"model.normalize: {normalize} divides by weights, which {type(online).__name__} makes only while a step is"
+            " trained on: set it to all"
+        )
+
+
 class Objective:
     """``sum_ij w_ij l_ij / Z + sum_ij a_ij KL_ij / T`` over the response tokens of an optimizer step.
 
@@ -58,11 +71,8 @@ class Objective:
     """
 
     def __init__(self, normalize: Normalize = "all", online: OnlineWeights | None = None) -> None:
-        if online is not None and not online.whole_step and normalize != "all":
-            raise ConfigError(
-                f"model.normalize: {normalize} divides by weights, which {type(online).__name__} makes only while a"
-                " step is trained on: set it to all"
-            )
+        if online is not None:
+            check_normalize(normalize, online)
         self.normalize, self.online = normalize, online
         self.step_batches: list[Batch] = []
         self.spread = Spread()

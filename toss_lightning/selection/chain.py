@@ -32,8 +32,9 @@ START = Chain(stay=0.95, prior=0.1, temperature=2.0)
 class ChainSelection(Selection):
     """Masks the tokens that most probably lie in a harmful run, given the scores of their whole response.
 
-    Each response is read as a chain of hidden states, benign or harmful, of which token scores are noisy evidence
-    (:mod:`toss_lightning.selection.two_state`). Tokens are ranked by the posterior log odds of the harmful state.
+    Each response, which is all replies of a row, is read as a chain of hidden states, benign or harmful, of which token
+    scores are noisy evidence (:mod:`toss_lightning.selection.two_state`). Tokens are ranked by the posterior log odds
+    of the harmful state.
 
     Args:
         discard: share of the response tokens that get weight 0, in [0, 1), as in :class:`GlobalTopFraction`; ``null``
