@@ -1,6 +1,6 @@
 """What an optimizer step costs where a method corrects its gradient, anchors its tokens or weighs them as it goes.
 
-    python benchmarks/correction_cost.py [--models tiny bundled] [--epochs 3]
+    python benchmarks/correction_cost.py [--models tiny bundled] [--epochs 25 1]
 
 All methods take turns in one process with one thread: a step of plain fine-tuning, one of SPF, one of SafeGrad, and so
 on, on the same rows, and again. So whatever else the machine does falls on all of them alike. Each keeps its own
@@ -47,7 +47,9 @@ from language import RING, UNSAFE, Language
 from tiny import save_tiny_model, write_rows
 
 RESULTS = Path(__file__).parent / "results" / "correction_cost.md"
-ROWS, CLIP, WARM_UP = 8, 1.0, 2
+ROWS, CLIP, EPOCHS = [25, 1]
+"""Measured, of the tiny and of the bundled model."""
+WARM_UP = 8, 1.0, 2
 GOAL = 2.2
 """Times the plain step: what SPF with one safety row is to cost at most."""
 TITLES = {"tiny": "Tiny model", "bundled": "Bundled 135M model, NF4"}
@@ -293,13 +295,15 @@ def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(TITLES), default=list(TITLES))
-    parser.add_argument("--epochs", type=int, nargs=2, default=[25, 1], help="of 8 steps each: tiny and bundled")
+    parser.add_argument("--epochs", type=int, nargs=2, default=EPOCHS, help="of 8 steps each: tiny and bundled")
     args = parser.parse_args()
     torch.set_num_threads(1)
     quiet()
     epochs = dict(zip(TITLES, args.epochs, strict=True))
     measured = {name: measure(name, epochs[name]) for name in args.models}
-    text = report(measured, "" if args.models == list(TITLES) else f" --models {' '.join(args.models)}")
+    options = "" if args.models == list(TITLES) else f" --models {' '.join(args.models)}"
+    options += "" if args.epochs == EPOCHS else f" --epochs {' '.join(map(str, args.epochs))}"
+    text = report(measured, options)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(text, encoding="utf-8")
     print(text)

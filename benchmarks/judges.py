@@ -14,11 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from toss_lightning.data.formats import Message
 from toss_lightning.evaluation import KeywordJudge, Prompt, Response
 from toss_lightning.evaluation.statistics import kappa, wilson
 
 RESULTS = Path(__file__).parent / "results" / "judges.md"
+DRAWS = 10_000
+"""Of the bootstrap."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -37,6 +41,20 @@ def is_held_out(row: dict[str, Any]) -> bool:
     return bool(hashlib.blake2b(row["messages"][0]["content"].encode(), digest_size=4).digest()[0] % 2)
 
 
+def share_interval(right: Sequence[bool], prompts: Sequence[str]) -> tuple[float, float]:
+    """Of the share that is right: Wilson's, or the bootstrap's over prompts where some have several replies."""
+    if len({*prompts}) == len(prompts):
+        interval = wilson(sum(right), len(right))
+        return interval.low, interval.high
+    of_prompt: dict[str, list[int]] = {}
+    for is_right, prompt in zip(right, prompts, strict=True):
+        of_prompt.setdefault(prompt, [0, 0])[not is_right] += 1
+    counts = np.array([*of_prompt.values()])
+    drawn = counts[np.random.default_rng(0).integers(len(counts), size=(DRAWS, len(counts)))].sum(1)
+    low, high = np.quantile(drawn[:, 0] / drawn.sum(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def line(name: str, rows: Sequence[dict[str, Any]]) -> str:
     """What the judge and people say of some rows."""
     said = [verdict.refused for verdict in KeywordJudge().judge([response(row) for row in rows])]
@@ -45,12 +63,13 @@ def line(name: str, rows: Sequence[dict[str, Any]]) -> str:
     both = sum(bool(ours) and theirs for ours, theirs in zip(said, people, strict=True))
     # five models replied to each prompt
     prompts = [row["messages"][0]["content"] for row in rows]
-    agreement, accuracy = kappa(said, people, prompts), wilson(right, len(rows))
+    agreement = kappa(said, people, prompts)
+    low, high = share_interval([ours == theirs for ours, theirs in zip(said, people, strict=True)], prompts)
     cells = [
         name,
         str(len(rows)),
         f"{sum(people) / len(rows):.0%}",
-        f"{accuracy.share:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]",
+        f"{right / len(rows):.1%} [{low:.1%}, {high:.1%}]",
         "–" if agreement.kappa is None else f"{agreement.kappa:.2f} [{agreement.low:.2f}, {agreement.high:.2f}]",
         f"{both / max(1, sum(map(bool, said))):.1%}",
         f"{both / max(1, sum(people)):.1%}",
@@ -68,8 +87,9 @@ def main() -> None:
     lines = [
         "# The keyword judge against people",
         "",
-        "Written by `python benchmarks/judges.py --data DIR`, which says more. In brackets: 95 % intervals, Wilson's",
-        "for accuracy, bootstrap over the prompts for kappa.",
+        "Written by `python benchmarks/judges.py --data DIR`, which says more. In brackets: 95 % intervals. Kappa's is",
+        "the bootstrap's over the prompts, and so is that of accuracy over the replies of several models; that over",
+        "the replies of one is Wilson's.",
         "",
         "| replies | n | refused, by people | accuracy | kappa | precision | recall |",
         "|---|---|---|---|---|---|---|",
