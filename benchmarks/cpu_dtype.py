@@ -43,7 +43,7 @@ def run(base: str, seed: int, dtype: str, run_dir: Path) -> Path:
 
 
 def training_rate(run_dir: Path) -> float:
-    """Tokens per second of the median step."""
+    """Tokens per second of the median step, prompts and padding included, and the optimizer's own time not."""
     with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
         return float(np.median([float(row["tokens_per_second"]) for row in csv.DictReader(file) if row["loss"]]))
 
@@ -72,7 +72,10 @@ def losses(run_dir: Path) -> np.ndarray:
 def report(runs: Mapping[tuple[int, str], Path], seeds: Sequence[int], base: str) -> str:
     """The page."""
     lines = []
-    for title, rate, unit in (("training", training_rate, "tokens"), ("scoring", scoring_rate, "rows")):
+    for title, rate, unit in (
+        ("forward and backward passes", training_rate, "padded tokens"),
+        ("scoring", scoring_rate, "rows"),
+    ):
         rates = {dtype: [rate(runs[seed, dtype]) for seed in seeds] for dtype in DTYPES}
         ratio = t_interval([rates["bfloat16"][at] / rates["float32"][at] for at in range(len(seeds))])
         cells = [f"{np.mean(rates[dtype]):.1f}" for dtype in DTYPES]

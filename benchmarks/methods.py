@@ -373,7 +373,9 @@ NOTES = (
     "- task loss: mean token loss of held-out rows of the task, none of which has an unsafe word.",
     "- AUROC: of what tokens are weighed by, against the planted ones: of the method's score where it has one, else of",
     "  its weights, lower ones first; where these are made anew in each step, of those at the end of the training.",
-    "- masked: tokens of weight 0, and for DualSelect those of the rows that a step left out.",
+    "  TOSS-Chain places ends of turns, which it protects, lowest; others have them at their score.",
+    "- masked: tokens of weight 0, and for DualSelect those of the rows that a step left out, of the steps after its"
+    " warm-up.",
     "- training: CPU time of the target's steps, over that of plain SFT of the seed. everything: of the whole plan,",
     "  with references, scores and files. memory: peak of the process, MiB above plain SFT.",
     "- base: without any training. oracle: masks exactly the planted words.",
