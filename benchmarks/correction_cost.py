@@ -47,9 +47,9 @@ from language import RING, UNSAFE, Language
 from tiny import save_tiny_model, write_rows
 
 RESULTS = Path(__file__).parent / "results" / "correction_cost.md"
-ROWS, CLIP, EPOCHS = [25, 1]
+ROWS, CLIP, WARM_UP = 8, 1.0, 2
+EPOCHS = [25, 1]
 """Measured, of the tiny and of the bundled model."""
-WARM_UP = 8, 1.0, 2
 GOAL = 2.2
 """Times the plain step: what SPF with one safety row is to cost at most."""
 TITLES = {"tiny": "Tiny model", "bundled": "Bundled 135M model, NF4"}

@@ -15,6 +15,7 @@ from made_runs import finish, made, measure, write_comparison
 from toss_lightning.cli import main
 from toss_lightning.compare.win_rate import judge_win_rates, measure_win_rates
 from toss_lightning.errors import StoreError
+from toss_lightning.evaluation.judges import Endpoint
 from toss_lightning.evaluation.statistics import t_interval
 
 pytestmark = pytest.mark.usefixtures("somewhere")
@@ -218,6 +219,16 @@ def test_a_judge_that_fails_costs_no_report_and_goes_on_where_it_was(tmp_path, j
     unequal = [pair for pair in pairs if pair[1] != "x" * 5]
     # what was under way when it failed was not filed
     assert 2 * len(unequal) <= judge.asked <= 2 * len(unequal) + 40
+
+
+def test_a_backend_of_ones_own_that_breaks_costs_no_report_either(tmp_path, judge, capsys, monkeypatch):
+    path = comparison(tmp_path, judge.url)
+    leave_replies(path)
+    monkeypatch.setattr(Endpoint, "answer", lambda self, chats: {}["no such key"])
+    assert main(["compare", str(path)]) == 1
+    said = capsys.readouterr()
+    assert "win_rate.judge: KeyError: 'no such key'" in said.err.splitlines()[-1]
+    assert content(tmp_path)["unjudged"] != []
 
 
 def test_replies_to_other_prompts_are_not_compared(tmp_path, judge):

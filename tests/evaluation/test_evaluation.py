@@ -264,6 +264,16 @@ def test_what_cannot_work_is_said_before_anything_is_trained(
     assert not (tmp_path / "adapters").exists()
 
 
+def test_a_pair_that_the_model_cannot_read_is_refused(tiny_model, tiny_sets, files, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 " * 300}]}
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({**row, "safe_reply": "w3"}))
+    evaluation = settings(files, pairs=str(pairs))
+    with pytest.raises(ConfigError, match=r"loop\.evaluation\.pairs: one has \d+ tokens, and the model reads 256"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop={"evaluation": evaluation}, data={"max_tokens": 999})
+    assert not (tmp_path / "adapters").exists()
+
+
 def test_a_plan_that_tests_needs_prompts(tiny_model, tiny_sets, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"loop.evaluation: the step test needs prompts: name them, or add --config"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target", "test"])

@@ -163,6 +163,13 @@ def test_what_a_judge_knows_of_the_prompt_tells_responses_apart(tmp_path: Path) 
     assert judged(Labelled(), [harmful, benign], tmp_path) == [True, False]
 
 
+def test_whatever_else_a_judge_sees_tells_responses_apart_too() -> None:
+    (one,) = said("a")
+    others = [replace(one, tokens=one.tokens + 1), replace(one, stopped=not one.stopped)]
+    others += [replace(one, prompt=replace(one.prompt, **{name: "other"})) for name in ("set", "prompt_id", "context")]
+    assert len({of.digest for of in (one, replace(one, adapter="other"), *others)}) == 1 + len(others)
+
+
 def test_a_judge_may_say_no_as_numpy_does_but_must_say_it_of_each(tmp_path: Path) -> None:
     class Counting(Length):
         def judge(self, responses: Sequence[Response]) -> list[Verdict]:

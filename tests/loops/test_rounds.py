@@ -421,6 +421,10 @@ def test_early_stopping_needs_held_out_harmful_rows(tiny_model, sets, tmp_path: 
     loop = {"rounds": 1, "promote": 2, "stop_early": True}
     with pytest.raises(ConfigError, match=r"loop\.stop_early: needs held-out harmful rows: give data.harmful_val"):
         tiny_fit(tiny_model, ours, tmp_path, loop=loop, data={"holdout": 0.0})
+    for limit in (0, 1, 0.5):
+        with pytest.raises(ConfigError, match=r"loop\.stop_early: the last round is told by all held-out rows"):
+            tiny_fit(tiny_model, sets, tmp_path, loop=loop, limit_val_batches=limit)
+    assert not (tmp_path / "adapters").exists()
 
 
 def test_another_selection_ranks_other_masks_but_promotes_the_same_rows(

@@ -49,6 +49,17 @@ def test_a_snapshot_keeps_its_weights_while_the_slot_goes_on(tiny_model: str) ->
     assert adapters.digest("utility") != adapters.digest(SLOT)
 
 
+def test_the_same_weights_at_another_scale_are_another_adapter(tiny_model: str) -> None:
+    shapes = (Lora(r=4), Lora(r=4), Lora(r=4, alpha=8), Lora(r=4, rslora=True))
+    digests = []
+    for lora in shapes:
+        adapters = bank(tiny_model, lora)
+        shake(adapters)
+        digests.append(adapters.digest(SLOT))
+    assert digests[0] == digests[1]
+    assert len({*digests}) == 3
+
+
 def test_reset_takes_the_slot_back_to_the_base_and_to_the_same_start(tiny_model: str) -> None:
     adapters = bank(tiny_model)
     start = adapters.digest(SLOT)

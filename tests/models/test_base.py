@@ -88,6 +88,17 @@ def test_the_fingerprint_knows_the_base_whatever_it_is_quantised_to(model_64: st
     assert base_fingerprint(load_base(other, CPU), stored_digest(other)) != base_fingerprint(half, stored)
 
 
+def test_the_fingerprint_knows_what_a_configuration_changes_of_the_same_weights(model_64: str) -> None:
+    model, stored = load_base(Base(model_64, quantization="none"), CPU), stored_digest(Base(model_64))
+    before = base_fingerprint(model, stored)
+    model.config.use_cache = not model.config.use_cache
+    assert base_fingerprint(model, stored) == before
+    model.config.rms_norm_eps *= 10
+    changed = base_fingerprint(model, stored)
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 77.0}
+    assert len({before, changed, base_fingerprint(model, stored)}) == 3
+
+
 def test_the_fingerprint_knows_a_base_that_differs_within_but_not_how_it_is_cut_into_files(
     model_64: str, tmp_path: Path
 ) -> None:
