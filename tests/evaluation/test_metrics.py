@@ -169,7 +169,7 @@ def test_margin_is_the_mean_difference_and_a_tie_is_not_positive() -> None:
 
 def test_a_margin_of_many_losses_in_half_precision_is_that_of_each() -> None:
     margin = LikelihoodMargin()
-    margin.update(torch.full((256,), 1.3, dtype=torch.bfloat16), torch.zeros(256, dtype=torch.bfloat16))
+    margin.update(torch.full((257,), 1.3, dtype=torch.bfloat16), torch.zeros(257, dtype=torch.bfloat16))
     assert margin.compute()["margin"] == float(torch.tensor(1.3, dtype=torch.bfloat16))
 
 

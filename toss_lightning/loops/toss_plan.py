@@ -11,7 +11,6 @@ from toss_lightning.data.datamodule import HELD_OUT, Companions
 from toss_lightning.errors import ConfigError, check_choice
 from toss_lightning.evaluation import Evaluation, Evaluator, SafetyProbe
 from toss_lightning.files import restore_directory, sweep
-from toss_lightning.gradients.row_gradients import RowGradients
 from toss_lightning.identity import name_plugin
 from toss_lightning.loops.given import check_anchors, check_scores, load_selection
 from toss_lightning.loops.method import Method
@@ -20,8 +19,8 @@ from toss_lightning.loops.plan import TOSS_PLAN, Action, Given, Plan, Stage, mak
 from toss_lightning.loops.plan_loop import PlanLoop
 from toss_lightning.loops.safety_watch import SafetyWatch
 from toss_lightning.loops.strategies import check_trainer
-from toss_lightning.models.adapters import SLOT
 from toss_lightning.models.module import REFERENCES
+from toss_lightning.models.probe import check_probed
 from toss_lightning.models.sharding import is_sharding
 from toss_lightning.report.summary import Summary
 from toss_lightning.seeds import global_seed
@@ -129,9 +128,7 @@ class TossPlan(PlanLoop):
             module = self.module
             method.check(self.written, sets, self.rounds, module.lora, self.trainer.strategy, module.normalize)
             if module.correction is not None:
-                module.correction.check(len(sets["safety"].rows), module.lora.r)
-            if module.correction is not None and module.correction.whole_step:
-                RowGradients(module.bank.net, SLOT)  # refuses adapters that have no gradients of single rows
+                check_probed(module, len(sets["safety"].rows))
         given = Given(
             sets,
             references,

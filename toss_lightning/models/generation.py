@@ -63,11 +63,9 @@ def generate(
         The ids of each reply, the one that ended it included.
     """
     width = max(len(prompt) for prompt in prompts)
-    ids = np.zeros((len(prompts), width), dtype=np.int64)
+    ids = np.full((len(prompts), width), stop[0], dtype=np.int64)
     mask = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        # a repetition penalty reads the padding too, and a prompt's own token is penalised anyway
-        ids[row] = prompt[0]
         ids[row, width - len(prompt) :] = prompt
         mask[row, width - len(prompt) :] = 1
     there = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}

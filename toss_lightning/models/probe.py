@@ -18,6 +18,22 @@ NAMED = 5
 """Rows that a message names at most."""
 
 
+def check_probed(model: Any, size: int) -> None:
+    """Refuses, before anything is trained, a correction whose questions the model cannot answer.
+
+    Args:
+        model: the module that is to train, with its correction.
+        size: rows of the reference set.
+
+    Raises:
+        ConfigError: the correction does not fit rank or reference set, or asks about single rows of layers that are
+            not linear.
+    """
+    model.correction.check(size, model.lora.r)
+    if model.correction.whole_step:
+        RowGradients(model.bank.net, SLOT)
+
+
 class ModelProbe:
     """Gradients and losses under the slot's current weights; every answer is the same on all ranks, and finite.
 
