@@ -17,11 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from toss_lightning import __version__
 from toss_lightning.files import write_json
 from toss_lightning.progress import say
 from toss_lightning.seeds import global_seed
 
-PACKAGES = ("toss-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
+PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
 LOSSES = {"task_loss": "task loss", "harmful_loss": "harmful loss", "refusal_loss": "refusal loss"}
 HINTS = {"task_loss": "lower is better", "harmful_loss": "higher is safer", "refusal_loss": "lower is safer"}
 LEARNED = {"utility": "task_loss", "degraded": "harmful_loss"}
@@ -232,7 +233,7 @@ class Summary:
                 "seconds": sum(stage["seconds"] for stage in self.stages.values()),
                 "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
                 "peak_gpu_memory_mib": peak_gpu_memory(module.device),
-                "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+                "versions": versions(),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             },
         )
@@ -243,6 +244,13 @@ class Summary:
         for line in (plain_words(self), f"Adapters, scores and summary.json are in {run_dir}"):
             if line:
                 console.print(line, soft_wrap=True)
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this package and of what it computes with."""
+    # a checkout that runs without being installed has no metadata
+    ours = {"python": platform.python_version(), "toss-lightning": __version__}
+    return ours | {name: version(name) for name in PACKAGES}
 
 
 def method_of(run_dir: Path) -> str:
