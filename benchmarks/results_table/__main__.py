@@ -145,7 +145,7 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
     if "main" in parts and experiment.is_made("main"):
         tested = [*setup, *asked(work / "test.yaml")]
         write(page(work, f"{command} --only main", tested), "")
-        if experiment.base is None:
+        if not experiment.name:
             write(short_page(work, f"{command} --only main", tested), "short")
         shutil.copy(work / "main" / "compare.svg", experiment.page("", ".svg"))
     if "ablations" in parts and experiment.is_made("ablations"):

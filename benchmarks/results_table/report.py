@@ -79,12 +79,13 @@ def short_page(work: Path, command: str, setup: Sequence[str]) -> str:
 def notes(content: Content) -> list[str]:
     """How to read the table."""
     baseline, oracle = content["baseline"], content["oracle"]
+    fieller = "Intervals of these shares are Fieller's. " if most_seeds(content) > 1 else ""
     return [
         f"{spread(content)} A refusal",
         "is a phrase among the first words that the keyword judge takes for one, which is for screening",
         "(docs/evaluation.md has its agreement with people); whether replies are harmful was not judged. Gap closed:",
         f"from {baseline} (0 %) to {oracle} (100 %). Utility kept: the method's gain in task loss over the base, as a",
-        f"share of that of {oracle}. Intervals of these shares are Fieller's. Masked: response tokens of weight 0.",
+        f"share of that of {oracle}. {fieller}Masked: response tokens of weight 0.",
         *unfinished(content),
     ]
 
