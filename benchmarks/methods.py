@@ -350,7 +350,7 @@ def report(found: Mapping[str, Sequence[Measures]], seeds: Sequence[int]) -> str
         "",
         *NOTES,
         "",
-        "Worse than plain SFT in unsafe words and in task loss (†), differences paired over the seeds:",
+        "Worse by mean than plain SFT in unsafe words and in task loss (†), differences paired over the seeds:",
         "",
         *(worse_line(name, found) for name in found if is_worse(name, found)),
     ]
