@@ -85,6 +85,13 @@ class TossParser(LightningArgumentParser):
         return added
 
 
+def verbs() -> dict[str, set[str]]:
+    """The verbs that need a Trainer, and which arguments of its methods are no options."""
+    theirs = LightningCLI.subcommands()
+    own = {"model", "datamodule"}
+    return {"fit": theirs["fit"], "score": own, "select": set(), "test": own, "validate": theirs["validate"]}
+
+
 class TossCLI(LightningCLI):
     """Module, datamodule and loop are given by class_path, and every selection inside the loop."""
 
@@ -108,12 +115,9 @@ class TossCLI(LightningCLI):
             args=self.args,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The verbs that need a Trainer."""
-        theirs = LightningCLI.subcommands()
-        own = {"model", "datamodule"}
-        return {"fit": theirs["fit"], "score": own, "select": set(), "test": own, "validate": theirs["validate"]}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The verb that is asked for alone, since to make a parser takes longer than to use it."""
+        return {self.args[0]: verbs()[self.args[0]]}
 
     def select(self, **parts: Any) -> None:
         """Selects without the model and the datamodule, which Lightning hands to every verb."""
@@ -194,7 +198,7 @@ def _explain(args: Sequence[str]) -> str:
     """What is wrong in the files and options of a command that the parser refused."""
     verb = inspect.signature(getattr(PlanTrainer, args[0]))
     hints = typing.get_type_hints(getattr(PlanTrainer, args[0]))
-    skipped = TossCLI.subcommands()[args[0]]
+    skipped = verbs()[args[0]]
     kinds = {
         "model": LightningModule,
         "data": LightningDataModule,

@@ -86,7 +86,7 @@ def test_the_run_and_the_cards_say_which_epoch_was_kept(tiny_model, tiny_sets, t
 
 
 # 3 steps an epoch for the utility reference, 2 for the other: within an epoch, on the last step of one, behind a stage
-@pytest.mark.parametrize("step", [1, 3, 4, 9, 11, 12, 13, 14, 15, 19])
+@pytest.mark.parametrize("step", [1, 3, 4, 12, 13, 19])
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_killed_run_keeps_the_same_epochs(
     finished: Path, tiny_model, tiny_sets, tmp_path: Path, step: int, every: int

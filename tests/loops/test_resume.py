@@ -102,7 +102,7 @@ class Kill(Callback):
 
 
 # within stages, and at their first and last steps
-@pytest.mark.parametrize("step", [1, 3, 5, 6, 9, 10, 12, 13, 15, 16, 19, 23, 24, 25, 31])
+@pytest.mark.parametrize("step", [1, 5, 6, 10, 13, 16, 24, 25, 31])
 def test_a_killed_run_resumes_at_the_same_step_and_ends_in_the_same_bytes(
     tiny_model, tiny_sets, tmp_path: Path, finished: Path, step: int
 ) -> None:
@@ -177,7 +177,7 @@ def test_the_base_is_measured_once_also_where_scoring_comes_first(
 
 
 # behind the last and the first step of an epoch, and in the middle, in every stage
-@pytest.mark.parametrize("step", [2, 3, 8, 12, 13, 14, 20, 30])
+@pytest.mark.parametrize("step", [2, 12, 13, 30])
 @pytest.mark.parametrize(("before", "after"), [(40, 20), (20, 40)])
 def test_a_run_goes_on_with_other_micro_batches_and_ends_in_the_same_adapters(
     tiny_model, tiny_sets, tmp_path: Path, finished: Path, capsys, step: int, before: int, after: int
@@ -210,7 +210,7 @@ class Enough(Callback):
 
 
 # in the first and in the last epoch of a stage, at the end of an epoch and of a stage, and before the very last step
-@pytest.mark.parametrize("step", [2, 3, 5, 6, 9, 15, 31])
+@pytest.mark.parametrize("step", [3, 6, 15, 31])
 @pytest.mark.parametrize("limit", ["max_steps", "max_time"])
 def test_a_run_cut_by_a_limit_of_the_trainer_says_so_and_goes_on_where_it_was_cut(
     tiny_model, tiny_sets, tmp_path: Path, finished: Path, capsys, limit: str, step: int
@@ -227,7 +227,7 @@ def test_a_run_cut_by_a_limit_of_the_trainer_says_so_and_goes_on_where_it_was_cu
     assert facts(tmp_path) == facts(finished)
 
 
-@pytest.mark.parametrize("step", [3, 6, 8, 10, 16, 24])
+@pytest.mark.parametrize("step", [3, 10, 24])
 def test_a_resumed_run_may_have_a_limit_that_it_does_not_reach(
     tiny_model, tiny_sets, tmp_path: Path, finished: Path, step: int
 ) -> None:

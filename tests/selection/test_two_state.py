@@ -169,7 +169,7 @@ def test_em_never_lowers_the_likelihood(law: str, start: Chain, free: set[str]) 
         "no noise": np.where(truth, 3.0, -3.0),
         "positive": np.abs(scores) / 100,
     }[law]
-    found = fit(torch.from_numpy(values), offsets, start, free, tolerance=0.0, max_iterations=40)
+    found = fit(torch.from_numpy(values), offsets, start, free, tolerance=0.0, max_iterations=20)
     scale = abs(found.log_likelihoods[-1])
     assert np.diff(found.log_likelihoods).min() > -1e-9 * scale
     assert {name for name in CENTRED if getattr(found.chain, name) != getattr(start, name)} <= free
