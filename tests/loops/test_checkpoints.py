@@ -295,7 +295,7 @@ def test_sigterm_ends_a_run_behind_the_step_with_a_checkpoint(
 
 
 # 14 rows in batches of at most 40 tokens, two of which make a chunk; utility, degraded and degraded-1 in this order
-@pytest.mark.parametrize("batch", [0, 5, 14])
+@pytest.mark.parametrize("batch", [0, 5, 9, 14])
 def test_sigterm_ends_a_run_behind_a_scored_chunk_and_nothing_is_scored_twice(
     tiny_model, tiny_sets, tmp_path: Path, finished: Path, batch: int
 ) -> None:

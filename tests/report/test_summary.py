@@ -1,6 +1,5 @@
 """What a run says of itself: in lines, in tables, and in words that need no paper."""
 
-import importlib.metadata
 import io
 import json
 import re
@@ -12,12 +11,11 @@ from rich.console import Console
 from runs import tiny_fit
 from tiny import some_pairs, write_rows
 
-from toss_lightning import __version__
 from toss_lightning.data.mixtures import SafeInstr
 from toss_lightning.gradients import Correction, Gradients, Probe
 from toss_lightning.loops.plan import TOSS_PLAN
 from toss_lightning.models import Optim
-from toss_lightning.report.summary import Summary, held_out_lines, losses_table, plain_words, stage_name, versions
+from toss_lightning.report.summary import Summary, held_out_lines, losses_table, plain_words, stage_name
 from toss_lightning.selection import DrSft, GlobalTopFraction
 
 LOSSES = {
@@ -40,18 +38,6 @@ SELECTION = {
 def summary() -> Summary:
     held_out = {name: dict(losses) for name, losses in LOSSES.items()}
     return Summary(held_out=held_out, selection=dict(SELECTION), method="TOSS")
-
-
-def test_a_checkout_that_is_not_installed_knows_its_version(monkeypatch) -> None:
-    def installed(name: str) -> str:
-        if name == "toss-lightning":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return "1.2"
-
-    monkeypatch.setattr("toss_lightning.report.summary.version", installed)
-
-    assert versions()["toss-lightning"] == __version__
-    assert versions()["peft"] == "1.2"
 
 
 def test_a_checkpoint_brings_everything_back() -> None:

@@ -3,11 +3,9 @@
 import copy
 import json
 import math
-import platform
 import resource
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from toss_lightning import __version__
 from toss_lightning.files import write_json
 from toss_lightning.progress import say
+from toss_lightning.report.machine import device_name, peak_gpu_memory, versions
 from toss_lightning.seeds import global_seed
 
-PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
 LOSSES = {"task_loss": "task loss", "harmful_loss": "harmful loss", "refusal_loss": "refusal loss"}
 HINTS = {"task_loss": "lower is better", "harmful_loss": "higher is safer", "refusal_loss": "lower is safer"}
 LEARNED = {"utility": "task_loss", "degraded": "harmful_loss"}
@@ -36,16 +33,6 @@ NAMES = {
     "degraded": "degraded reference",
     "seal": "selector's adapter",
 }
-
-
-def device_name(device: torch.device) -> str:
-    """Of a GPU its model, else the kind of device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def peak_gpu_memory(device: torch.device) -> int | None:
-    """MiB that this process has held of its GPU at once, cached blocks included; None where it computes elsewhere."""
-    return torch.cuda.max_memory_reserved(device) // 2**20 if device.type == "cuda" else None
 
 
 @dataclass
@@ -244,13 +231,6 @@ class Summary:
         for line in (plain_words(self), f"Adapters, scores and summary.json are in {run_dir}"):
             if line:
                 console.print(line, soft_wrap=True)
-
-
-def versions() -> dict[str, str]:
-    """Of Python, of this package and of what it computes with."""
-    # a checkout that runs without being installed has no metadata
-    ours = {"python": platform.python_version(), "toss-lightning": __version__}
-    return ours | {name: version(name) for name in PACKAGES}
 
 
 def method_of(run_dir: Path) -> str:
