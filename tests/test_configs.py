@@ -1,6 +1,7 @@
 """The shipped configurations: each runs, overlaid, on a tiny model; toss.yaml holds the paper's numbers."""
 
 import json
+import re
 import tomllib
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -57,6 +58,14 @@ def resolved(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
 
 def test_every_file_is_in_a_recipe():
     assert set(chain.from_iterable(RECIPES)) | {"demo.yaml", *PAPER, *EVALUATIONS} == set(CONFIGS)
+
+
+def test_yaml_in_the_docs_is_yaml():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    blocks = [block for page in pages for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)]
+    assert len(blocks) > 10
+    for block in blocks:
+        assert isinstance(yaml.safe_load(block), dict), block
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)

@@ -13,9 +13,10 @@ from runs import tiny_fit
 from scipy.stats import binomtest
 
 from toss_lightning.cli import main
-from toss_lightning.errors import ConfigError, DataError, Stopped
+from toss_lightning.errors import ConfigError, DataError, ModelError, Stopped
 from toss_lightning.evaluation import Evaluation, Judge, KeywordJudge, PromptSet, Response, Verdict
 from toss_lightning.evaluation.divergence_svg import draw_divergence
+from toss_lightning.evaluation.judges import ClassifierJudge
 from toss_lightning.loops.toss import TossLoop
 from toss_lightning.models.generation import Sampling
 
@@ -246,6 +247,7 @@ def test_a_test_without_checkpoints_heeds_sigterm_and_goes_on(tiny_model, tiny_s
         ({"batch_size": 0}, "loop.evaluation.batch_size: 0: give 1 or more"),
         ({"sampling": Sampling(top_p=2)}, "loop.evaluation.sampling.top_p: 2 cannot be used"),
         ({"judges": [KeywordJudge(), KeywordJudge()]}, "loop.evaluation.judges: KeywordJudge stands twice"),
+        ({"judges": [ClassifierJudge("/nowhere", "wildguard")]}, "loop.evaluation.judges: /nowhere: no such directory"),
         ({"adapters": []}, "loop.evaluation.adapters: none is named: name some, or leave the key out"),
         ({"adapters": ["other"]}, "loop.evaluation.adapters: other: no adapter in .*; there is base"),
         ({"prompts": {"mine": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
@@ -259,7 +261,7 @@ def test_what_cannot_work_is_said_before_anything_is_trained(
 ) -> None:
     if change.get("pairs") == "long":
         change = {"pairs": files["long"]}
-    with pytest.raises((ConfigError, DataError), match=message):
+    with pytest.raises((ConfigError, DataError, ModelError), match=message):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop={"evaluation": settings(files, **change)})
     assert not (tmp_path / "adapters").exists()
 

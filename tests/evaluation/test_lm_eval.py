@@ -27,7 +27,7 @@ from toss_lightning.evaluation.harness import Harness
 from toss_lightning.evaluation.statistics import paired_difference
 from toss_lightning.models import Base
 
-pytest.importorskip("lm_eval", reason='lm_eval is not installed: pip install "toss_lightning[lm_eval]"')
+pytest.importorskip("lm_eval", reason='lm_eval is not installed: pip install --editable ".[lm_eval]"')
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +311,7 @@ def test_without_lm_eval_it_is_said_how_to_install_it(folder: Path, monkeypatch:
     with pytest.raises(ConfigError) as caught:
         Harness(LmEval([CHOICES], include_path=str(folder)), None)  # type: ignore[arg-type]
     assert str(caught.value) == (
-        'loop.evaluation.lm_eval: the package lm_eval is not installed: pip install "toss_lightning[lm_eval]"'
+        'loop.evaluation.lm_eval: the package lm_eval is not installed: pip install --editable ".[lm_eval]"'
     )
 
 

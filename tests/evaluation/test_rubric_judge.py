@@ -106,6 +106,8 @@ def test_a_model_without_a_chat_template(tmp_path: Path) -> None:
     judge = RubricJudge(LocalModel(save_planted(tmp_path, ["."], ":", template=None)))
     with judge.ready(CPU), pytest.raises(ModelError, match="its tokenizer has no chat template: choose a model that"):
         judge.judge([ASKED])
+    with pytest.raises(ModelError, match="its tokenizer has no chat template: choose a model that"):
+        judge.check()
 
 
 def test_settings() -> None:

@@ -9,7 +9,7 @@ import yaml
 from tiny import WORDS
 from two_processes import evaluate_by_one_and_by_two
 
-pytest.importorskip("lm_eval", reason='lm_eval is not installed: pip install "toss_lightning[lm_eval]"')
+pytest.importorskip("lm_eval", reason='lm_eval is not installed: pip install --editable ".[lm_eval]"')
 
 TASKS = ["w_first", "w_second", "w_third"]
 

@@ -9,7 +9,7 @@ from toss_lightning.errors import ConfigError
 
 @dataclass(frozen=True)
 class LmEval:
-    """Tasks of lm-evaluation-harness, which comes with ``pip install "toss_lightning[lm_eval]"``."""
+    """Tasks of lm-evaluation-harness, which comes with ``pip install --editable ".[lm_eval]"``."""
 
     tasks: list[str]
     """Names of tasks, groups or tags as lm_eval has them, or YAML files of tasks."""

@@ -62,7 +62,7 @@ class Harness:
     def __init__(self, settings: LmEval, chat: ChatTokenizer) -> None:
         settings.check(KEY)
         if find_spec("lm_eval") is None:
-            raise ConfigError(f'{KEY}: the package lm_eval is not installed: pip install "toss_lightning[lm_eval]"')
+            raise ConfigError(f'{KEY}: the package lm_eval is not installed: pip install --editable ".[lm_eval]"')
         from lm_eval import __version__
 
         self.settings, self.chat, self._version = settings, chat, str(__version__)

@@ -107,6 +107,32 @@ class LocalModel(Backend):
         """The last part of the hub id or of the path."""
         return Path(self.model).name
 
+    def check(self) -> None:
+        """Refuses a model that is not to be had, as a gated one whose terms nobody accepted, or that takes no chat.
+
+        Raises:
+            ModelError: its tokenizer cannot be loaded, or has no chat template for one turn.
+        """
+        with self.tokenizing():
+            self.render([{"role": "user", "content": "question"}], add_generation_prompt=True)
+
+    @contextmanager
+    def tokenizing(self) -> Iterator[None]:
+        """Holds the tokenizer, which is little beside the model.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        with self._told_of_a_judge():
+            self._tokenizer = load_tokenizer(self._base)
+        self._tokenizer.padding_side = "left"
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        try:
+            yield
+        finally:
+            self._tokenizer = None
+
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
         """Holds model and tokenizer on ``device``.
@@ -114,36 +140,41 @@ class LocalModel(Backend):
         Raises:
             ModelError: they cannot be loaded.
         """
-        base = Base(path=self.model, quantization=self.quantization, dtype=self.dtype)
+        with self.tokenizing():
+            with self._told_of_a_judge():
+                self._loaded = load_base(self._base, device).eval()
+            own = self._loaded.generation_config
+            ends = None if own is None else own.eos_token_id
+            # generate() fills in what it finds here, and some models bring a temperature and penalties of their own
+            self._loaded.generation_config = GenerationConfig(
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=self.max_new_tokens,
+                eos_token_id=self.tokenizer.eos_token_id if ends is None else ends,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+            try:
+                yield
+            finally:
+                self._loaded = None
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+    @property
+    def _base(self) -> Base:
+        return Base(path=self.model, quantization=self.quantization, dtype=self.dtype)
+
+    @contextmanager
+    def _told_of_a_judge(self) -> Iterator[None]:
         try:
-            self._tokenizer = load_tokenizer(base)
-            self._loaded = load_base(base, device).eval()
+            yield
         except ModelError as error:
             told = str(error).replace("model.base.path: ", "").replace("model.base.", "")
             raise ModelError(f"loop.evaluation.judges: {told}") from error
-        self._tokenizer.padding_side = "left"
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        own = self._loaded.generation_config
-        ends = None if own is None else own.eos_token_id
-        # generate() fills in what it finds here, and some models bring a temperature and penalties of their own
-        self._loaded.generation_config = GenerationConfig(
-            do_sample=False,
-            use_cache=True,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=self._tokenizer.eos_token_id if ends is None else ends,
-            pad_token_id=self._tokenizer.pad_token_id,
-        )
-        try:
-            yield
-        finally:
-            self._loaded = self._tokenizer = None
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, inside ``ready``."""
+        """The model's tokenizer, inside ``tokenizing`` or ``ready``."""
         if self._tokenizer is None:
             raise RuntimeError("the model of a judge is there inside ready() only")
         return self._tokenizer

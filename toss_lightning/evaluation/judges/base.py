@@ -36,6 +36,7 @@ class Judge(ABC):
 
         Raises:
             ConfigError: it lacks something, as the key of an endpoint.
+            ModelError: its model is not to be had.
         """
 
     @contextmanager

@@ -72,6 +72,15 @@ class ClassifierJudge(Judge):
         """The model's own name."""
         return Path(self.model).name
 
+    def check(self) -> None:
+        """Refuses a model that is not to be had, as a gated one whose terms nobody accepted, or of another template.
+
+        Raises:
+            ModelError: its tokenizer cannot be loaded, or does not have what the template needs.
+        """
+        with self._model.tokenizing():
+            self._guard.prepare(self._model)
+
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
         """Loads the model.

@@ -76,6 +76,7 @@ class PairwiseJudge:
 
         Raises:
             ConfigError: an endpoint has no key.
+            ModelError: a local model is not to be had.
         """
         self.backend.check()
 

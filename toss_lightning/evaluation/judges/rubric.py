@@ -77,6 +77,7 @@ class RubricJudge(Judge):
 
         Raises:
             ConfigError: an endpoint has no key.
+            ModelError: a local model is not to be had.
         """
         self.backend.check()
 
