@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ def compare(args: Sequence[str]) -> int:
         show_runs(comparison, runs)
         return 0
     if comparison.win_rate is not None and not command.report:
+        if comparison.gpus:  # the judge keeps to them too; torch, which reads this, is not imported yet
+            os.environ["CUDA_VISIBLE_DEVICES"] = comparison.gpus[0]
         _check_judge(comparison.win_rate)
     unjudged = None
     failed: list[str] = []
@@ -78,6 +81,7 @@ def compare(args: Sequence[str]) -> int:
         if not command.report:
             with lock(comparison.run_dir) as held:
                 failed = run_all(comparison, runs, held)
+                runs = list_runs(comparison)  # files may have been edited meanwhile
                 if comparison.win_rate is not None:
                     unjudged = _judge(comparison, runs)
     except (KeyboardInterrupt, Stopped) as end:
@@ -138,11 +142,10 @@ def _find(name: str) -> Path:
 
 
 def _check_judge(win_rate: WinRate) -> None:
-    """Makes sure, before hours of training, that there is such a judge, and that it has what it needs."""
     _hush()
-    from toss_lightning.compare.win_rate import make_judge
+    from toss_lightning.compare.win_rate import check_judge
 
-    make_judge(win_rate).check()
+    check_judge(win_rate)
 
 
 def _judge(comparison: Comparison, runs: Sequence[Run]) -> str | None:

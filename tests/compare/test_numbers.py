@@ -1,6 +1,7 @@
 """The numbers of a comparison against naive computations on made runs."""
 
 import json
+import math
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,14 @@ def test_only_the_seeds_of_both_are_compared(tmp_path, said):
     assert [pairs["A", "plain SFT"][key] for key in ("seeds", "over")] == [1, "prompts"]
     assert [pairs["B", "plain SFT"][key] for key in ("seeds", "over")] == [2, "seeds"]
     assert [pairs["A", BASE][key] for key in ("seeds", "over")] == [2, "seeds"]
+
+
+def test_a_held_out_loss_that_is_no_number_is_undecided(tmp_path):
+    losses = {(name, seed): {"task_loss": 2.0 + seed} for name in METHODS for seed in (1, 2)}
+    losses["A", 2] = {"task_loss": math.nan}
+    found = only(content_of(tmp_path, {key: [] for key in losses}, of=losses), "held-out task loss")
+    assert found["models"]["A"].items() >= {"value": 3.0, "undecided": 1}.items()
+    assert found["models"]["B"]["value"] == 3.5
 
 
 def test_held_out_losses_are_compared_by_the_paired_t_test_over_seeds(tmp_path):

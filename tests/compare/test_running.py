@@ -46,7 +46,8 @@ if behaviour.get("fail"):
 (run / "times").write_text(f"{start} {time.time()}")
 (run / "summary.json").write_text("{}")
 (run / "evaluation").mkdir(exist_ok=True)
-(run / "evaluation" / "evaluation.json").write_text("{}")
+if behaviour.get("answers", True):
+    (run / "evaluation" / "evaluation.json").write_text("{}")
 """
 METHODS = {"A": None, "B": None}
 
@@ -208,6 +209,59 @@ def test_settings_that_are_edited_while_a_run_goes_on_are_not_taken_for_its_own(
     behave()
     assert run_it(path) == []
     assert states(path) == {"A1": "done"}
+
+
+def edit_during(file: Path, old: str, new: str) -> list[str]:
+    """Runs the comparison and edits a file once its first method runs."""
+
+    def edit() -> None:
+        wait_until((Path("run/a/seed-1/pid")).exists)
+        file.write_text(file.read_text().replace(old, new))
+        Path("run/a/seed-1/checkpoint").write_text("it may end now")
+
+    editor = threading.Thread(target=edit)
+    editor.start()
+    failed = run_it(Path("compare.yaml"))
+    editor.join()
+    return failed
+
+
+@pytest.mark.usefixtures("fake")
+def test_other_questions_while_a_run_goes_on_cost_no_training(tmp_path):
+    path = write_comparison(tmp_path, METHODS, seeds=[1])
+    behave(a={"seconds": 60})
+    (problem,) = edit_during(tmp_path / "asked.yaml", "prompts.jsonl", "others.jsonl")
+    assert problem.startswith(
+        "A, seed 1: what it is asked was changed while it ran: the same command evaluates it, and"
+    )
+    assert states(path) == {"A1": "test", "B1": "done"}
+    calls()
+    assert run_it(path) == []
+    assert [call.split()[:2] for call in calls()] == [["a/seed-1", "test"]]
+    assert states(path) == {"A1": "done", "B1": "done"}
+
+
+@pytest.mark.usefixtures("fake")
+def test_runs_that_wait_begin_with_the_settings_of_then(tmp_path):
+    path = write_comparison(tmp_path, METHODS, seeds=[1])
+    behave(a={"seconds": 60})
+    (problem,) = edit_during(tmp_path / "common.yaml", "epochs: 1", "epochs: 9")
+    assert problem.startswith("A, seed 1: its settings, or a file that they name, were changed while it ran; ")
+    assert states(path) == {"A1": "stale", "B1": "done"}
+
+
+@pytest.mark.usefixtures("fake")
+def test_answers_from_before_a_stop_are_not_taken_for_answers_to_other_questions(tmp_path):
+    path = write_comparison(tmp_path, {"A": None}, seeds=[1])
+    run = made(path)[1]["A", 1]
+    run.evaluation.parent.mkdir(parents=True)
+    run.evaluation.write_text("{}")
+    run.file("training")  # stopped once it had answered, before its summary
+    write_comparison(tmp_path, {"A": None}, seeds=[1], set={"loop.evaluation.batch_size": 3})
+    behave(a={"answers": False})
+    (problem,) = run_it(path)
+    assert "it ended without summary.json or evaluation.json" in problem
+    assert states(path) == {"A1": "test"}
 
 
 @pytest.mark.usefixtures("fake")

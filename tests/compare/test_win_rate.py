@@ -1,6 +1,7 @@
 """Win rates from replies on disk, judged by an endpoint on this machine, against counts by hand."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -295,6 +296,28 @@ def test_a_judge_that_cannot_work_is_one_line_before_anything_is_run(tmp_path, c
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: " + said.replace("{path}", str(path)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_without_its_key_is_told_where_it_stands(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert main(["compare", str(comparison(tmp_path, "https://lagoon.example/v1"))]) == 2
+    assert "error: win_rate.judge: key_env: the environment has no OPENAI_API_KEY" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_sees_the_gpus_of_the_comparison_alone(tmp_path, judge, monkeypatch):
+    path = comparison(tmp_path, judge.url)
+    leave_replies(path)
+    seen: set[str | None] = set()
+
+    def answer(self: Endpoint, chats: list[Any]) -> list[str]:
+        seen.add(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return ["Because.\nbetter: A"] * len(chats)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.setattr(Endpoint, "answer", answer)
+    assert main(["compare", str(path), "--gpus=[2, 3]"]) == 0
+    assert seen == {"2"}
 
 
 def test_an_evaluation_without_prompts_has_no_replies_to_compare(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What runs left behind, as measures of methods x seeds x prompts."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,9 @@ def held_out(outcomes: Outcomes) -> list[Measured]:
                 for adapter in ("target", "base"):
                     value = outcome.summary["held_out"].get(adapter, {}).get(key)
                     if value is not None:
-                        of.setdefault(method, {}).setdefault(adapter, {})[seed] = [value]
+                        # a loss in half precision may be no number
+                        known = value if math.isfinite(value) else None
+                        of.setdefault(method, {}).setdefault(adapter, {})[seed] = [known]
         if of:
             is_utility = key == "task_loss"
             found.append(Measured(f"held-out {title}", HELD_OUT_BETTER[key], False, None, False, is_utility, False, of))

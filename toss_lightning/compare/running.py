@@ -17,7 +17,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from toss_lightning.compare.comparison import Comparison
-from toss_lightning.compare.runs import Run, environment, is_current
+from toss_lightning.compare.runs import Run, as_of_now, environment
 from toss_lightning.errors import Stopped, StoreError
 from toss_lightning.files import cannot_write
 
@@ -65,7 +65,10 @@ def run_all(comparison: Comparison, runs: Sequence[Run], held: int) -> list[str]
             while (waiting or children) and not signals.heard:
                 while waiting and len(children) < comparison.jobs:
                     slot = min(set(range(comparison.jobs)) - {child.slot for child in children})
-                    children.append(_start(waiting.pop(0), slot, environment(comparison, slot), held))
+                    run = waiting.pop(0)
+                    # files may have been edited since it was listed; what cannot be read, it will say itself
+                    run = as_of_now(comparison, run) or run
+                    children.append(_start(run, slot, environment(comparison, slot), held))
                 time.sleep(POLL)
                 for child in [one for one in children if one.process.poll() is not None]:
                     children.remove(child)
@@ -85,6 +88,8 @@ def _start(run: Run, slot: int, settings: Mapping[str, str], held: int) -> _Chil
     try:
         if run.state() == "stale":
             _set_aside(run)
+        elif run.state() == "resume" and run.has_foreign_answers:
+            run.evaluation.unlink(missing_ok=True)
         for directory in (run.directory, run.log.parent):
             directory.mkdir(parents=True, exist_ok=True)
         command = run.command()
@@ -115,15 +120,16 @@ def _spawn(command: Sequence[str], log: IO[str], settings: Mapping[str, str], he
 def _close(comparison: Comparison, child: _Child) -> str | None:
     """Files that a run has ended well, or says how it failed."""
     run, code = child.run, child.process.returncode
-    changed = not is_current(comparison, run)
-    if changed:
+    reason = f"exit code {code}" if code else "it ended without summary.json or evaluation.json"
+    now = as_of_now(comparison, run)
+    if now is None or now.made_from["training"] != run.made_from["training"]:
         run.file()  # nobody can say what it was made from
+        reason = "its settings, or a file that they name, were changed while it ran"
+    elif now.made_from != run.made_from:
+        reason = "what it is asked was changed while it ran: the same command evaluates it, and trains nothing again"
     elif code == 0 and run.summary.exists() and run.evaluation.exists():
         run.file("training", "evaluation")
         return None
-    reason = f"exit code {code}" if code else "it ended without summary.json or evaluation.json"
-    if changed:
-        reason = "its settings, or a file that they name, were changed while it ran"
     return "\n".join([f"{run.title}: {reason}; {run.log} ends in:", *(f"  {line}" for line in _tail(run.log))])
 
 

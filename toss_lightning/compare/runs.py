@@ -69,6 +69,11 @@ class Run:
         same = theirs.get("evaluation") == self.made_from["evaluation"]
         return "done" if same and self.evaluation.exists() and theirs.get("result") == self._result() else "test"
 
+    @property
+    def has_foreign_answers(self) -> bool:
+        """It was last begun with other questions than those of now, and may have answered them."""
+        return self._filed().get("asked") != self.made_from["evaluation"]
+
     def _result(self) -> str:
         """Tells the numbers of the comparison from those that a ``toss test`` of the same directory leaves."""
         return digest_of_file(self.evaluation)
@@ -83,7 +88,8 @@ class Run:
     def file(self, *parts: str) -> None:
         """Notes what is in the directory from now on, and nothing else: of no part, that its origin is unknown."""
         result = {"result": self._result()} if "evaluation" in parts else {}
-        write_json(self.directory / MADE_FROM, {part: self.made_from[part] for part in parts} | result)
+        asked = {"asked": self.made_from["evaluation"]} if parts else {}
+        write_json(self.directory / MADE_FROM, {part: self.made_from[part] for part in parts} | asked | result)
 
     def command(self) -> list[str]:
         """What does what is left to do."""
@@ -139,13 +145,12 @@ def list_runs(comparison: Comparison) -> list[Run]:
     return runs
 
 
-def is_current(comparison: Comparison, run: Run) -> bool:
-    """Whether the files that a run was listed from still say what they said then."""
+def as_of_now(comparison: Comparison, run: Run) -> Run | None:
+    """A run as the files that it was listed from have it now; None where they cannot be read."""
     try:
-        now = {one.directory: one.made_from for one in list_runs(comparison)}
+        return next((one for one in list_runs(comparison) if one.directory == run.directory), None)
     except ConfigError:
-        return False
-    return now.get(run.directory) == run.made_from
+        return None
 
 
 def _as_option(value: Any) -> str:

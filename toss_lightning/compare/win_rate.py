@@ -17,7 +17,7 @@ from toss_lightning.evaluation.judges import PairwiseJudge
 from toss_lightning.evaluation.judges.pairwise import Outcome
 from toss_lightning.evaluation.responses import read_responses
 from toss_lightning.evaluation.statistics import t_interval
-from toss_lightning.evaluation.verdicts import Pair, compare_responses, digest_of_pair, known_outcomes
+from toss_lightning.evaluation.verdicts import Pair, compare_responses, digest_of_pair, known_outcomes, remember_code
 
 COUNTS: dict[Outcome | None, float | None] = {"win": 1.0, "tie": 0.5, "loss": 0.0, None: None}
 
@@ -48,6 +48,21 @@ def make_judge(win_rate: WinRate) -> PairwiseJudge:
     except ConfigError as error:
         raise _of_win_rate(error) from error
     return judge
+
+
+def check_judge(win_rate: WinRate) -> None:
+    """Makes sure, before hours of training, that there is such a judge, and that it has what it needs.
+
+    Raises:
+        ConfigError: the judge cannot be made, or lacks a key.
+        ModelError: its model is not to be had.
+    """
+    judge = make_judge(win_rate)
+    try:
+        judge.check()
+    except TossError as error:
+        raise _of_win_rate(error) from error
+    remember_code(judge)
 
 
 def judge_win_rates(comparison: Comparison, runs: Sequence[Run]) -> None:
