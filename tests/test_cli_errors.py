@@ -276,12 +276,18 @@ def test_the_file_that_is_wrong_is_named(capsys):
         ("--trainer.max_epochs", "set loop.epochs"),
         ("--trainer.accumulate_grad_batches", "data.batch_size counts the rows of an optimizer step"),
         ("--trainer.num_sanity_val_steps", "the base is evaluated before the first stage"),
+        ("--trainer.reload_dataloaders_every_n_epochs", "the batches of all epochs of a stage are planned already"),
     ],
 )
 def test_trainer_arguments_that_the_loop_needs_for_itself(capsys, option, said):
     error = refused(capsys, "fit", option, "3")
     assert error.startswith(f"{option[2:]}: leave it at ")
     assert said in error
+
+
+def test_validation_after_more_batches_than_a_stage_may_have(capsys):
+    error = refused(capsys, "fit", "--trainer.val_check_interval", "50")
+    assert error.startswith("trainer.val_check_interval: 50 micro-batches may be more than a stage has: give a share")
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,14 @@ def test_a_mixture_without_the_set_that_it_draws_on(tiny_model: str, tiny_sets: 
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=("target",), data={"mixture": SafeInstr()})
 
 
+def test_a_mixture_of_more_rows_than_there_are_is_refused_before_anything_is_trained(
+    tiny_model: str, sets: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"asks for 99 rows of the safety set"):
+        tiny_fit(tiny_model, sets, tmp_path / "run", data={"mixture": SafeInstr(rows=99)})
+    assert not (tmp_path / "run" / "adapters").exists()
+
+
 @pytest.mark.parametrize("other", [SafeInstr(rows=2), SafeInstr(), None])
 def test_a_run_does_not_go_on_with_another_mixture(
     tiny_model: str, sets: dict[str, str], tmp_path: Path, other: SafeInstr | None

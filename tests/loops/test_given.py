@@ -13,7 +13,15 @@ from tiny import WORDS, save_tiny_model, some_pairs, write_rows
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.models import References
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import Anchored, ChainSelection, GlobalTopFraction, OnlineSelection, TokenWeights
+from toss_lightning.selection import (
+    Anchored,
+    ChainSelection,
+    ConstrainedSft,
+    DrSft,
+    GlobalTopFraction,
+    OnlineSelection,
+    TokenWeights,
+)
 from toss_lightning.selection.online import to_be_weighed
 
 PAIRS = tuple((("utility", "utility"), ("degraded", degraded)) for degraded in ("degraded", "degraded-1"))
@@ -181,6 +189,33 @@ def test_a_selection_may_weigh_by_the_losses_of_the_target_alone(tiny_model, tin
     loop = {"selection_from": str(tmp_path / "focal" / "selection"), "selection": GlobalTopFraction()}
     with pytest.raises(StoreError, match=r"made for another kind of .* than GlobalTopFraction"):
         tiny_fit(tiny_model, custom, tmp_path / "other", plan=["target"], loop=loop)
+
+
+def test_weights_that_are_made_in_training_want_the_selection_that_they_were_prepared_for(
+    tiny_model, tiny_sets, tmp_path: Path
+) -> None:
+    def taken(run: str, selection: OnlineSelection) -> None:
+        loop = {"selection_from": str(tmp_path / "made" / "selection"), "selection": selection}
+        tiny_fit(tiny_model, {"custom": tiny_sets["custom"]}, tmp_path / run, plan=["target"], loop=loop)
+
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "made", loop={"selection": DrSft()})
+    with pytest.raises(StoreError, match=r"made by DR-SFT with 0 safety rows in each step, and loop.selection is con"):
+        taken("other", ConstrainedSft())
+    taken("same", DrSft())
+    weights = "adapters/target/adapter_model.safetensors"
+    assert (tmp_path / "same" / weights).read_bytes() == (tmp_path / "made" / weights).read_bytes()
+
+
+def test_losses_of_another_base_are_no_reference_for_the_targets_own(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other", hidden=48, seed=7)
+    online = {"selection": ConstrainedSft()}
+    custom = {"custom": tiny_sets["custom"]}
+    tiny_fit(tiny_model, custom, tmp_path / "made", plan=["score", "select"], loop=online)
+    for plan, given in ((["select", "target"], "scores"), (["target"], "selection")):
+        loop = {f"{given}_from": str(tmp_path / "made" / given), **online}
+        with pytest.raises(StoreError, match="scored with another base, against whose losses ConstrainedSft would"):
+            tiny_fit(other, custom, tmp_path / "run", plan=plan, loop=loop)
+        tiny_fit(tiny_model, custom, tmp_path / f"from-{given}", plan=plan, loop=loop)
 
 
 def test_held_out_scores_follow_the_references_and_the_rows(

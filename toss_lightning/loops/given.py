@@ -1,5 +1,6 @@
 """Scores and selections that a run takes as they are: whether they belong to its rows and to its method."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,7 +12,7 @@ from toss_lightning.scores import TokenScores
 from toss_lightning.selection import OnlineSelection, Selection, TokenWeights
 
 
-def check_scores(store: Path, round: int | None, data: TossDataModule, selection: Selection) -> None:
+def check_scores(store: Path, round: int | None, data: TossDataModule, selection: Selection, base: str) -> None:
     """Looks at scores before anything is trained, and warns where they hold other rows of a set than this run has.
 
     Args:
@@ -19,12 +20,14 @@ def check_scores(store: Path, round: int | None, data: TossDataModule, selection
         round: which of them; the last ones by default.
         data: whose custom rows they must be of; of other sets, what was scored counts.
         selection: which must find all that it reads.
+        base: the fingerprint of this run's base, see :func:`_check_base`.
 
     Raises:
-        StoreError: there are none, or they are of other rows, or lack something.
+        StoreError: there are none, or they are of other rows or of another base, or lack something.
     """
     scores = TokenScores(store, round)
     scores.check(data.sets["custom"].hashes())
+    _check_base(store, scores.fingerprints, selection, base)
     if missing := scores.missing(selection.columns, selection.features, selection.held_out):
         raise StoreError(
             f"loop.scores_from: {store} has no {', no '.join(missing)}, which {type(selection).__name__} reads: score"
@@ -42,13 +45,16 @@ def check_scores(store: Path, round: int | None, data: TossDataModule, selection
         )
 
 
-def load_selection(path: Path, data: TossDataModule, selection: Selection, begun_with: str | None) -> TokenWeights:
+def load_selection(
+    path: Path, data: TossDataModule, selection: Selection, base: str, begun_with: str | None
+) -> TokenWeights:
     """The token weights that a target is trained with.
 
     Args:
         path: where they are.
         data: whose custom rows they must be of.
         selection: of the kind that they must have been made with.
+        base: the fingerprint of this run's base, see :func:`_check_base`.
         begun_with: their digest where the run was begun; None before that.
 
     Raises:
@@ -68,11 +74,24 @@ def load_selection(path: Path, data: TossDataModule, selection: Selection, begun
             f"{path}: made for another kind of loop.selection than {type(selection).__name__}: give the one that it was"
             " made with, or select again"
         )
+    _check_base(path, weights.made_from, selection, base)
     return weights
 
 
-def check_anchors(path: Path, weights: TokenWeights, selection: Selection) -> None:
-    """Refuses anchors of another run's selection that this run's would train with otherwise.
+def _check_base(path: Path, made_from: Mapping[str, str], selection: Selection, base: str) -> None:
+    """Refuses losses of another base where a selection weighs the target's own against them in training.
+
+    Masks may come from another base with the same tokenizer, and so may a reference.
+    """
+    if isinstance(selection, OnlineSelection) and "base" in selection.columns and made_from.get("base") != base:
+        raise StoreError(
+            f"{path}: scored with another base, against whose losses {type(selection).__name__} would weigh those of"
+            " this run's target: score with this base"
+        )
+
+
+def check_maker(path: Path, weights: TokenWeights, selection: Selection) -> None:
+    """Refuses another run's selection that this run would train with otherwise than the one that made it.
 
     Raises:
         StoreError: they are such.
@@ -81,7 +100,8 @@ def check_anchors(path: Path, weights: TokenWeights, selection: Selection) -> No
     named = ours.selected(int(report.get("round", 0)))
     maker = report.get("method", named)
     rows = report.get("safety_rows", ours.companion_rows)
-    if (weights.anchor and maker != named) or rows != ours.companion_rows:
+    in_training = weights.anchor or isinstance(selection, OnlineSelection)
+    if (in_training and maker != named) or rows != ours.companion_rows:
         raise StoreError(
             f"{path}: made by {maker} with {rows} safety rows in each step, and loop.selection is {named} with"
             f" {ours.companion_rows}: give the one that it was made with"

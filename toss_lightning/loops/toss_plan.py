@@ -12,7 +12,7 @@ from toss_lightning.errors import ConfigError, check_choice
 from toss_lightning.evaluation import Evaluation, Evaluator, SafetyProbe
 from toss_lightning.files import restore_directory, sweep
 from toss_lightning.identity import name_plugin
-from toss_lightning.loops.given import check_anchors, check_scores, load_selection
+from toss_lightning.loops.given import check_maker, check_scores, load_selection
 from toss_lightning.loops.method import Method
 from toss_lightning.loops.metrics import MetricsCsv
 from toss_lightning.loops.plan import TOSS_PLAN, Action, Given, Plan, Stage, make_plan
@@ -147,6 +147,7 @@ class TossPlan(PlanLoop):
             if self.watch is not None:
                 self.watch.prepare(self.trainer, self.datamodule.chat, self.datamodule.max_tokens, self.written)
             self._check_given()
+            self._check_mixture(plan)
             self.datamodule.check_fits(self._served(plan), self.module.context)
         if self.trainer.is_global_zero:
             restore_directory(self.run_dir / "selection")
@@ -175,6 +176,11 @@ class TossPlan(PlanLoop):
         limit = self.trainer.limit_val_batches
         if isinstance(limit, int) or limit < 1:
             raise ConfigError(f"{what} is told by all held-out rows: leave out trainer.limit_val_batches ({limit})")
+
+    def _check_mixture(self, plan: Plan) -> None:
+        """Draws the rows that the target will be served besides, for there may be too few to draw from."""
+        if self.datamodule.mixture is not None and "target" in {step.name for step in plan.steps}:
+            self.datamodule.mixture.rows(self.datamodule.sets, global_seed())
 
     def _served(self, plan: Plan) -> set[str]:
         """The sets whose rows go through the model."""
@@ -217,14 +223,16 @@ class TossPlan(PlanLoop):
     def _check_given(self) -> None:
         """Looks at the scores or the selection that are given before anything is trained."""
         if self.scores_from:
-            check_scores(self._store, self.scores_round, self.datamodule, self.selection)
+            base = self.module.fingerprints()["base"]
+            check_scores(self._store, self.scores_round, self.datamodule, self.selection, base)
         if self.selection_from:
             self._load_selection()
 
     def _load_selection(self) -> TokenWeights:
-        weights = load_selection(self._selection_path, self.datamodule, self.selection, self._selected)
+        base = self.module.fingerprints()["base"]
+        weights = load_selection(self._selection_path, self.datamodule, self.selection, base, self._selected)
         if self.selection_from:
-            check_anchors(self._selection_path, weights, self.selection)
+            check_maker(self._selection_path, weights, self.selection)
         return weights
 
     # --- what identifies a run, and where it is -----------------------------------------------------------------------

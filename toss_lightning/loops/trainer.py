@@ -32,6 +32,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_train_batches": ((1.0,), "it would cut optimizer steps short: take fewer rows with a Source's rows"),
     "overfit_batches": ((0.0, 0), "it would cut optimizer steps short: take fewer rows with a Source's rows"),
     "fast_dev_run": ((False,), "it would run one stage alone: try a few rows with a Source's rows"),
+    "reload_dataloaders_every_n_epochs": ((0,), "the batches of all epochs of a stage are planned already"),
     "precision": (("32-true", 32, "32"), "set model.base.dtype: adapters stay in float32"),
 }
 """Trainer arguments that the loop relies on -> the values it works with, and what to do instead."""
@@ -127,6 +128,11 @@ def make_trainer(
         # one batch, the integer 1, is another thing than all of them, 1.0
         if given not in (None, *allowed) or (name == "limit_train_batches" and type(given) is int):
             raise ConfigError(f"trainer.{name}: leave it at {allowed[0]}: {reason}")
+    if type(settings.get("val_check_interval")) is int and settings.get("check_val_every_n_epoch", 1) is not None:
+        raise ConfigError(
+            f"trainer.val_check_interval: {settings['val_check_interval']} micro-batches may be more than a stage has:"
+            " give a share of an epoch, or set trainer.check_val_every_n_epoch to null"
+        )
     if checkpoint_every < 1:
         raise ConfigError(f"checkpoint_every: {checkpoint_every}: give a number of at least 1")
     callbacks = list(callbacks or [])
