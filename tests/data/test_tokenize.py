@@ -585,3 +585,11 @@ def test_a_template_that_renders_no_prompt():
 def test_a_template_that_rewrites_the_reply_itself_says_so():
     message = refusal(built(THINKING), talk("How are you?", "<think>reason</think>answer"))
     assert message.startswith("the chat template changes the text of the reply, as some do around <think>")
+
+
+def test_a_template_that_writes_the_date_of_today() -> None:
+    today = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + CHATML
+    tokenizer = built(Shape(today, byte_level, IM_END, IM_START))
+    assert ChatTokenizer(tokenizer).writes_the_date()
+    assert not ChatTokenizer(tokenizer, template_options={"date_string": "26 Jul 2024"}).writes_the_date()
+    assert not ChatTokenizer(built(SHAPES["chatml"])).writes_the_date()

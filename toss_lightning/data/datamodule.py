@@ -135,6 +135,12 @@ class TossDataModule(LightningDataModule):
                 raise DataError(f"data.chat_template: {self.chat_template}: no such file")
             tokenizer.chat_template = Path(self.chat_template).read_text(encoding="utf-8")
         self.chat = chat = ChatTokenizer(tokenizer, self.train_on, self.template_options)
+        if chat.writes_the_date():
+            rank_zero_warn(
+                "the chat template writes the date of today: tomorrow rows have other tokens, and checkpoints, scores"
+                ' and selections of today are refused: fix it, with data.template_options: {date_string: "26 Jul 2024"}'
+                " where the template knows that name, or with a data.chat_template of your own"
+            )
         sets = {}
         for name, spec in self.specs.items():
             if spec is not None:

@@ -15,6 +15,8 @@ from toss_lightning.data.formats import Conversation, Message
 from toss_lightning.errors import DataError
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+DATELESS = "{% macro strftime_now(format) %}no date{% endmacro %}"
+"""Stands in a template for what would write the date of today."""
 REPLY_END = "\ue000"
 """A character of no meaning, put behind a reply to see where the template renders its end."""
 
@@ -151,6 +153,17 @@ class ChatTokenizer:
         row = self.tokenize(Conversation(turns, "a greeting"))
         ends: list[int] = row.input_ids[row.response_positions[row.end_of_turn]].tolist()
         return ends
+
+    def writes_the_date(self) -> bool:
+        """Whether the template writes the date of today, so that rows have other tokens tomorrow."""
+        template = str(self.tokenizer.get_chat_template())
+        if "strftime_now" not in template:
+            return False
+        turns = [{"role": "user", "content": "Hello"}]
+        dateless = self.tokenizer.apply_chat_template(
+            turns, chat_template=DATELESS + template, tokenize=False, **self.template_options
+        )
+        return bool(dateless != self._render(turns))
 
     def _render(self, messages: Sequence[dict[str, str]], prompt: bool = False) -> str:
         return str(
