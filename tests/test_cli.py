@@ -18,7 +18,7 @@ from runs import artifacts
 from tiny import some_pairs, write_rows
 
 from toss_lightning import __version__, gradients, selection
-from toss_lightning.cli import ALONE, HELP, main
+from toss_lightning.cli import ALONE, HELP, main, with_configs
 from toss_lightning.methods import METHODS, TITLES
 
 pytestmark = pytest.mark.usefixtures("somewhere")
@@ -582,6 +582,25 @@ def test_processes_for_further_devices_are_started_with_the_same_arguments(monke
     monkeypatch.setattr(sys, "argv", ["toss", "fit", "--config", "toss", "--loop.epochs", "3"])
     assert main() == 0
     assert seen[0][-5:] == ["fit", "--config", "toss", "--loop.epochs", "3"]
+
+
+def test_the_configuration_of_a_run_lies_beneath_however_the_run_is_named(monkeypatch):
+    run = Path("runs/mine")
+    run.mkdir(parents=True)
+    for file in (run / "config.yaml", Path("asked.yaml")):
+        file.write_text("run_dir: runs/mine")
+    Path("config.yaml").write_text("{}")  # of something else
+    Path("plain.yaml").write_text("{}")
+    beneath = f"--config={run / 'config.yaml'}"
+    assert with_configs(["test", "--config=asked.yaml"])[1] == beneath
+    assert with_configs(["test", "--config=plain.yaml", "--run_dir", str(run)])[1] == beneath
+    monkeypatch.chdir(run)
+    assert with_configs(["test", "--config=../../plain.yaml"]) == [
+        "test",
+        "--config=config.yaml",
+        "--config=../../plain.yaml",
+        "--run_dir=.",
+    ]
 
 
 def test_validate(capsys, tiny_config):

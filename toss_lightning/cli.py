@@ -193,9 +193,13 @@ def with_configs(args: Sequence[str]) -> list[str]:
         else:
             options.append(arg)
     options, alone = [one for one in options if one != ALONE], ALONE in options
-    own = _run_dir_of(options) / "config.yaml"
-    if own.is_file() and not alone and (args[0] == "test" or (args[0] == "select" and not configs)):
-        configs = [own, *configs]
+    if not alone and (args[0] == "test" or (args[0] == "select" and not configs)):
+        run_dir = _run_dir_of(options, configs)
+        own = Path(run_dir or ".") / "config.yaml"
+        if own.is_file():
+            configs = [own, *configs]
+            # a run directory that one stands in: what its configuration calls it is seen from elsewhere
+            options += [] if run_dir else ["--run_dir=."]
     if not configs:
         configs = [configs_directory() / "demo.yaml"]
         if not _only_asks(options):
@@ -241,11 +245,12 @@ def _holds_null(value: Any) -> bool:
     return value is None or (isinstance(value, list) and any(map(_holds_null, value)))
 
 
-def _run_dir_of(options: Sequence[str]) -> Path:
-    """What --run_dir says; here where it says nothing."""
-    values = [value for name, value in pairwise(options) if name == "--run_dir"]
+def _run_dir_of(options: Sequence[str], configs: Sequence[Path]) -> str | None:
+    """What --run_dir says, or where it says nothing the last configuration that names the run."""
+    values = [read_config(path).get("run_dir") for path in configs]
+    values += [value for name, value in pairwise(options) if name == "--run_dir"]
     values += [option.removeprefix("--run_dir=") for option in options if option.startswith("--run_dir=")]
-    return Path(values[-1] if values else ".")
+    return next((str(value) for value in reversed(values) if value), None)
 
 
 def config_paths(args: Sequence[str]) -> list[Path]:

@@ -13,7 +13,7 @@ from runs import tiny_fit
 from scipy.stats import binomtest
 
 from toss_lightning.cli import main
-from toss_lightning.errors import ConfigError, DataError, ModelError, Stopped
+from toss_lightning.errors import ConfigError, DataError, ModelError, Stopped, StoreError
 from toss_lightning.evaluation import Evaluation, Judge, KeywordJudge, PromptSet, Response, Verdict
 from toss_lightning.evaluation.divergence_svg import draw_divergence
 from toss_lightning.evaluation.judges import ClassifierJudge
@@ -248,6 +248,7 @@ def test_a_test_without_checkpoints_heeds_sigterm_and_goes_on(tiny_model, tiny_s
         ({"sampling": Sampling(top_p=2)}, "loop.evaluation.sampling.top_p: 2 cannot be used"),
         ({"judges": [KeywordJudge(), KeywordJudge()]}, "loop.evaluation.judges: KeywordJudge stands twice"),
         ({"judges": [ClassifierJudge("/nowhere", "wildguard")]}, "loop.evaluation.judges: /nowhere: no such directory"),
+        ({"cache": "{file}"}, "loop.evaluation.cache: .* cannot be written .*: choose another directory"),
         ({"adapters": []}, "loop.evaluation.adapters: none is named: name some, or leave the key out"),
         ({"adapters": ["other"]}, "loop.evaluation.adapters: other: no adapter in .*; there is base"),
         ({"prompts": {"mine": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
@@ -261,7 +262,9 @@ def test_what_cannot_work_is_said_before_anything_is_trained(
 ) -> None:
     if change.get("pairs") == "long":
         change = {"pairs": files["long"]}
-    with pytest.raises((ConfigError, DataError, ModelError), match=message):
+    if change.get("cache") == "{file}":
+        change = {"cache": f"{files['long']}/below"}
+    with pytest.raises((ConfigError, DataError, ModelError, StoreError), match=message):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop={"evaluation": settings(files, **change)})
     assert not (tmp_path / "adapters").exists()
 
@@ -310,6 +313,21 @@ def _config(model: str, sets: dict[str, str]) -> dict[str, Any]:
         "loop": {"plan": ["target"], "epochs": 1},
         "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
     }
+
+
+def test_toss_test_of_a_directory_without_a_run(
+    tiny_model, tiny_sets, files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(json.dumps(_config(tiny_model, tiny_sets)))
+    asked = tmp_path / "asked.yaml"
+    asked.write_text(
+        json.dumps({"loop": {"evaluation": {"prompts": {"mine": files["asked"]}, "sampling": {"max_new_tokens": 3}}}})
+    )
+    assert main(["test", f"--config={config}", f"--config={asked}", "--run_dir", str(tmp_path / "typo")]) == 2
+    said = capsys.readouterr().err
+    assert "--run_dir: " in said
+    assert "typo: no run with an adapter is there: name the run, or test the base alone with" in said
 
 
 def test_toss_test_needs_a_run(capsys: pytest.CaptureFixture[str], somewhere: None) -> None:

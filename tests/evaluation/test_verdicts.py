@@ -12,7 +12,7 @@ import torch
 from toss_lightning.data.formats import Message
 from toss_lightning.errors import ModelError, StoreError
 from toss_lightning.evaluation import Judge, Prompt, Response, Verdict
-from toss_lightning.evaluation.verdicts import judge_responses
+from toss_lightning.evaluation.verdicts import judge_responses, remember_code
 
 
 class Length(Judge):
@@ -136,6 +136,15 @@ def test_a_judge_of_ones_own_judges_anew_when_its_code_changes(tmp_path: Path) -
     assert judged(own_judge(tmp_path, "mine", 2), responses, tmp_path / "kept") == [False]
     assert judged(own_judge(tmp_path, "theirs", 2), responses, tmp_path / "kept") == [False]
     assert len(list((tmp_path / "kept").iterdir())) == 3
+
+
+def test_a_judge_whose_file_is_edited_later_judges_as_the_code_that_runs(tmp_path: Path) -> None:
+    responses = said("one two three")
+    judge = own_judge(tmp_path, "mine", 2)
+    remember_code(judge)
+    (tmp_path / "mine.py").write_text(OWN.format(words=5))
+    assert judged(judge, responses, tmp_path / "kept") == [False]
+    assert judged(own_judge(tmp_path, "mine", 5), responses, tmp_path / "kept") == [True]
 
 
 def test_a_model_that_is_trained_further_in_its_directory_judges_anew(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_draws_are_fixed_by_seed_and_place_and_leave_the_global_ones_alone(model
         (Sampling(temperature=-1), "here.temperature: -1 cannot be used: give 0 or more"),
         (Sampling(top_p=0), "here.top_p: 0 cannot be used"),
         (Sampling(repetition_penalty=0), "here.repetition_penalty: 0 cannot be used"),
+        (Sampling(seed=-1), "here.seed: -1 cannot be used: give 0 or more"),
     ],
 )
 def test_settings_that_cannot_be_drawn_from(sampling: Sampling, message: str) -> None:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.evaluation.benchmarks import Benchmarks, LmEval, TaskResult
 from toss_lightning.evaluation.harness import Harness
 from toss_lightning.evaluation.judges import Judge, KeywordJudge
@@ -19,7 +20,7 @@ from toss_lightning.evaluation.prompts import Pair, PromptSet, load_pairs, load_
 from toss_lightning.evaluation.readings import Readings
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.replies import Replies
-from toss_lightning.evaluation.verdicts import judging, known_verdicts
+from toss_lightning.evaluation.verdicts import judging, known_verdicts, remember_code
 from toss_lightning.models.adapters import BASE, SLOT
 from toss_lightning.models.generation import Sampling
 from toss_lightning.ranks import on_first_rank
@@ -113,6 +114,8 @@ class Evaluator:
     Raises:
         ConfigError: a setting cannot work, or a prompt, a pair or a reply to a question is too long.
         DataError: a set cannot be read, or the chat template refuses a prompt.
+        ModelError: the model of a judge is not to be had.
+        StoreError: the cache cannot be written.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class Evaluator:
         names = [judge.name for judge in self.judges]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"loop.evaluation.judges: {repeated[0]} stands twice: leave one out")
-        on_first_rank(trainer, self._check_judges)
+        on_first_rank(trainer, self._check_on_first_rank)
         if self.harness is not None:
             self.harness.prepare(trainer)
         settings = (self.cache / "replies", evaluation.sampling, evaluation.batch_size)
@@ -147,9 +150,18 @@ class Evaluator:
             check_lengths(of_kind, max_tokens, "loop.evaluation.pairs", module.context)
         self._readings = Readings(trainer, chat, self.cache / "likelihood", max_tokens, bool(evaluation.positions))
 
-    def _check_judges(self) -> None:
+    def _check_on_first_rank(self) -> None:
         for judge in self.judges:
             judge.check()
+            remember_code(judge)
+        if self.evaluation.cache:
+            try:
+                self.cache.mkdir(parents=True, exist_ok=True)
+                with TemporaryFile(dir=self.cache):
+                    pass
+            except OSError as error:
+                said = f"{self.cache}: cannot be written ({error.strerror})"
+                raise StoreError(f"loop.evaluation.cache: {said}: choose another directory") from error
 
     @property
     def directory(self) -> Path:
@@ -173,6 +185,11 @@ class Evaluator:
         own = self.run_dir / "adapters"
         wanted = self.evaluation.adapters
         if wanted is None:
+            if expected is None and not any((own / name).is_dir() for name in ADAPTERS):
+                raise ConfigError(
+                    f"--run_dir: {self.run_dir}: no run with an adapter is there: name the run, or test the base alone"
+                    " with --loop.evaluation.adapters [base]"
+                )
             there = [name for name in ADAPTERS if (own / name).is_dir()] if expected is None else expected
             wanted = [BASE, *(name for name in ADAPTERS if name in there)]
         found: dict[str, Path | None] = {}

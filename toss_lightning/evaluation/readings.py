@@ -49,7 +49,6 @@ class Readings:
             return _read(file)
         found = measure(self.trainer, rows, adapter, self.openers, self.max_tokens, name, self.divergences)
         if self.trainer.is_global_zero:
-            self.directory.mkdir(parents=True, exist_ok=True)
             write_json(file, {key: values.tolist() for key, values in asdict(found).items()})
         return found
 

@@ -77,9 +77,6 @@ class Replies:
         ids = self.render(prompts)
         groups = _group([len(one) for one in ids], self.batch_size)
         folder = self.directory / self._digest(ids, groups, adapter)
-        if self.trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-        self.strategy.barrier("directory of replies made")
         missing = [at for at in range(len(groups)) if not _file(folder, at).exists()]
         pending: list[int] = self.strategy.broadcast(missing)
         self._generate(prompts, ids, groups, pending, folder, adapter, name, between)

@@ -1,5 +1,6 @@
 """From findings to numbers: never one, each with its interval and compared with the base and plain fine-tuning."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -57,7 +58,8 @@ def measures(findings: Findings, judges: Sequence[Judge], utility: Mapping[str, 
         title = {"answer": "right answers", "rouge_l": "ROUGE-L"}[kind]
         found.append(Measure(f"{title}, {name}", "higher", values, kind != "rouge_l", set=name))
     if findings.pairs:
-        margin = {name: of.loss - findings.safe[name].loss for name, of in findings.harmful.items()}
+        with np.errstate(invalid="ignore"):  # see _lists
+            margin = {name: of.loss - findings.safe[name].loss for name, of in findings.harmful.items()}
         opening = {name: of.opening for name, of in findings.harmful.items()}
         found.append(Measure("margin of the safe reply, nats per token", "higher", _lists(margin), False))
         found.append(Measure("probability of a refusal's first token", "higher", _lists(opening), False))
@@ -97,9 +99,9 @@ def report(found: Sequence[Measure], findings: Findings, positions: int) -> dict
         "measures": [_facts(one) for one in found],
         "agreement": _agreement(findings),
         "divergence": {
-            name: {adapter: _by_position(one, positions) for adapter, one in of.items()}
+            name: lines
             for name, of in kl.items()
-            if of
+            if (lines := {adapter: means for adapter, one in of.items() if (means := _by_position(one, positions))})
         },
         "cut": {name: sum(not one.stopped for one in responses) for name, responses in findings.responses.items()},
     }
@@ -160,10 +162,12 @@ def _agreement(findings: Findings) -> list[dict[str, Any]]:
 
 
 def _by_position(one: Reading, positions: int) -> list[float]:
-    """Mean KL(base || adapter) at each response position, in nats."""
-    near = one.ordinal < positions
+    """Mean KL(base || adapter) at each response position, in nats, as far as it is a number, see :func:`_lists`."""
+    near = (one.ordinal < positions) & np.isfinite(one.divergence)
     counts = np.bincount(one.ordinal[near])
-    means: list[float] = (np.bincount(one.ordinal[near], one.divergence[near]) / counts).tolist()
+    sums = np.bincount(one.ordinal[near], one.divergence[near])
+    known = int(np.argmin([*counts, 0]))
+    means: list[float] = (sums[:known] / counts[:known]).tolist()
     return means
 
 
@@ -178,4 +182,5 @@ def _number(value: bool | None) -> float | None:
 
 
 def _lists(values: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
-    return {name: of.tolist() for name, of in values.items()}
+    """A value that is no number, as half precision may give, is undecided."""
+    return {name: [value if math.isfinite(value) else None for value in of.tolist()] for name, of in values.items()}

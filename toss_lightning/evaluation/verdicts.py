@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,6 +159,12 @@ def _unzipped(pairs: Iterable[Pair]) -> tuple[list[Response], list[Response]]:
     return [*ours], [*theirs]
 
 
+def remember_code(judge: Judge | PairwiseJudge) -> None:
+    """Takes down the code that a judge has now: its file may be edited before, or while, it judges."""
+    for _ in _origins(judge):
+        pass
+
+
 def _folder(directory: Path, judge: Judge | PairwiseJudge) -> Path:
     facts = name_plugin(judge) + judge.asks + "".join(_origins(judge))
     return directory / f"{type(judge).__name__}-{digest_of(facts)}"
@@ -171,11 +178,7 @@ def _origins(plugin: object) -> Iterator[str]:
     for kind in type(plugin).__mro__:
         if kind.__module__.partition(".")[0] in (__name__.partition(".")[0], "builtins"):
             break
-        try:
-            source = inspect.getsource(inspect.getmodule(kind) or kind)
-            yield f"{kind.__module__}.{kind.__qualname__} {source}"
-        except (OSError, TypeError):  # typed at a prompt: known to this process alone
-            yield f"{kind.__module__}.{kind.__qualname__} {os.getpid()} {id(kind)}"
+        yield f"{kind.__module__}.{kind.__qualname__} {_code_of(kind)}"
     for name, value in sorted(vars(plugin).items()):
         if name == "model" and isinstance(value, str) and (path := Path(value).expanduser()).exists():
             files = [path] if path.is_file() else sorted(path.iterdir())
@@ -184,6 +187,15 @@ def _origins(plugin: object) -> Iterator[str]:
             held = [*value.values()] if isinstance(value, dict) else value
             for one in filter(is_plugin, held if isinstance(held, list | tuple) else [held]):
                 yield from _origins(one)
+
+
+@cache
+def _code_of(kind: type) -> str:
+    """As it was when it was first asked for, which is what this process runs."""
+    try:
+        return inspect.getsource(inspect.getmodule(kind) or kind)
+    except (OSError, TypeError):  # typed at a prompt: known to this process alone
+        return f"{os.getpid()} {id(kind)}"
 
 
 def _parts(items: Mapping[str, Item], size: int) -> list[dict[str, Item]]:
@@ -196,7 +208,6 @@ def _file(
 ) -> dict[str, Facts]:
     """Asks for a part of the items, and writes what is said of them; returns it by their digests."""
     new = dict(zip(part, ask([*part.values()]), strict=True))
-    folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({key: digest, **facts}) for digest, facts in new.items()]
     # runs that share the directory may judge at the same time
     write_text(folder / f"{digest_of(' '.join(new))}.jsonl", "\n".join([*lines, ""]))

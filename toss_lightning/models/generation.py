@@ -42,6 +42,7 @@ class Sampling:
             ("temperature", self.temperature >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "a share in (0, 1]"),
             ("repetition_penalty", self.repetition_penalty > 0, "a number above 0; 1 changes nothing"),
+            ("seed", self.seed >= 0, "0 or more"),
         )
         check_settings(key, self, rules)
 

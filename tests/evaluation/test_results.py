@@ -1,0 +1,38 @@
+"""From findings to numbers: what is left of them where a model's losses are no numbers."""
+
+import json
+import math
+
+import numpy as np
+
+from toss_lightning.data.formats import Conversation, Message
+from toss_lightning.evaluation.divergence_svg import draw_divergence
+from toss_lightning.evaluation.evaluation import Findings
+from toss_lightning.evaluation.likelihood import Reading
+from toss_lightning.evaluation.prompts import Pair
+from toss_lightning.evaluation.results import measures, report
+
+REPLIES = [Conversation((Message("user", "Where?"), Message("assistant", text)), "here") for text in ("There.", "No.")]
+
+
+def read(*losses: float, divergence: tuple[float, ...] = (0.1, 0.2, 0.3)) -> Reading:
+    """Of as many rows, the first of which has all the tokens whose divergence is known."""
+    count = len(losses)
+    return Reading(np.array(losses), np.full(count, 0.5), np.array(divergence), np.arange(len(divergence)))
+
+
+def test_losses_that_are_no_numbers_are_undecided_and_cost_nothing_else() -> None:
+    pairs = [Pair(f"p{at}", *REPLIES) for at in range(3)]
+    harmful = {"base": read(1.0, 2.0, 3.0), "target": read(2.0, math.inf, 5.0, divergence=(0.5, math.nan, 0.7))}
+    safe = {"base": read(0.5, 0.5, 0.5), "target": read(0.5, math.inf, 0.5, divergence=(math.inf,) * 3)}
+    findings = Findings([], {}, {}, pairs, harmful, safe, {})
+    content = report(measures(findings, [], {}), findings, positions=3)
+    margin = content["measures"][0]
+    assert margin["values"]["target"] == [1.5, None, 4.5]
+    assert margin["adapters"]["target"].items() >= {"value": 3.0, "n": 2, "undecided": 1}.items()
+    assert margin["differences"][0]["n"] == 2
+    # as far as a mean is known from the first position on
+    assert content["divergence"]["harmful replies"] == {"base": [0.1, 0.2, 0.3], "target": [0.5]}
+    assert list(content["divergence"]["safe replies"]) == ["base"]
+    json.dumps(content, allow_nan=False)
+    assert "</svg>" in draw_divergence(content["divergence"], {})
