@@ -327,7 +327,7 @@ def test_toss_test_of_a_directory_without_a_run(
     assert main(["test", f"--config={config}", f"--config={asked}", "--run_dir", str(tmp_path / "typo")]) == 2
     said = capsys.readouterr().err
     assert "--run_dir: " in said
-    assert "typo: no run with an adapter is there: name the run, or test the base alone with" in said
+    assert "typo: neither a target nor sft is there: name the run, or what to test, as" in said
 
 
 def test_toss_test_needs_a_run(capsys: pytest.CaptureFixture[str], somewhere: None) -> None:

@@ -187,7 +187,7 @@ class Evaluator:
         if wanted is None:
             if expected is None and not any((own / name).is_dir() for name in ADAPTERS):
                 raise ConfigError(
-                    f"--run_dir: {self.run_dir}: no run with an adapter is there: name the run, or test the base alone"
+                    f"--run_dir: {self.run_dir}: neither a target nor sft is there: name the run, or what to test, as"
                     " with --loop.evaluation.adapters [base]"
                 )
             there = [name for name in ADAPTERS if (own / name).is_dir()] if expected is None else expected
