@@ -87,6 +87,21 @@ def run_it(path: Path) -> list[str]:
         return run_all(comparison, list(runs.values()), held)
 
 
+def edit_during(file: Path, old: str, new: str) -> list[str]:
+    """Runs the comparison and edits a file once its first method runs."""
+
+    def edit() -> None:
+        wait_until(Path("run/a/seed-1/pid").exists)
+        file.write_text(file.read_text().replace(old, new))
+        Path("run/a/seed-1/checkpoint").write_text("it may end now")
+
+    editor = threading.Thread(target=edit)
+    editor.start()
+    failed = run_it(Path("compare.yaml"))
+    editor.join()
+    return failed
+
+
 def test_the_real_command_of_each_state(tmp_path):
     run = made(write_comparison(tmp_path, METHODS, set={"loop.epochs": 2, "data.custom": "x y"}))[1]["A", 1]
     fit = run.command()
@@ -193,37 +208,13 @@ def test_settings_that_are_edited_while_a_run_goes_on_are_not_taken_for_its_own(
     path = write_comparison(tmp_path, {"A": None}, seeds=[1])
     before = (tmp_path / "common.yaml").read_text()
     behave(a={"seconds": 60})
-
-    def edit() -> None:
-        wait_until((tmp_path / "run/a/seed-1/pid").exists)
-        (tmp_path / "common.yaml").write_text(before.replace("epochs: 1", "epochs: 9"))
-        (tmp_path / "run/a/seed-1/checkpoint").write_text("it may end now")
-
-    editor = threading.Thread(target=edit)
-    editor.start()
-    (problem,) = run_it(path)
-    editor.join()
+    (problem,) = edit_during(tmp_path / "common.yaml", "epochs: 1", "epochs: 9")
     assert problem.startswith("A, seed 1: its settings, or a file that they name, were changed while it ran; ")
     (tmp_path / "common.yaml").write_text(before)
     assert states(path) == {"A1": "stale"}
     behave()
     assert run_it(path) == []
     assert states(path) == {"A1": "done"}
-
-
-def edit_during(file: Path, old: str, new: str) -> list[str]:
-    """Runs the comparison and edits a file once its first method runs."""
-
-    def edit() -> None:
-        wait_until((Path("run/a/seed-1/pid")).exists)
-        file.write_text(file.read_text().replace(old, new))
-        Path("run/a/seed-1/checkpoint").write_text("it may end now")
-
-    editor = threading.Thread(target=edit)
-    editor.start()
-    failed = run_it(Path("compare.yaml"))
-    editor.join()
-    return failed
 
 
 @pytest.mark.usefixtures("fake")

@@ -271,8 +271,12 @@ def test_models_that_do_not_fit_the_template(tmp_path: Path) -> None:
         prompts_of(ClassifierJudge(deaf, "qwen3guard"))
     with pytest.raises(ModelError, match=r"loop\.evaluation\.judges: /nowhere: no such directory"):
         prompts_of(ClassifierJudge("/nowhere", "wildguard"))
-    for path, template in ((bare, "llama_guard"), (deaf, "qwen3guard"), ("/nowhere", "wildguard")):
-        with pytest.raises(ModelError):
+    for path, template, said in (
+        (bare, "llama_guard", "no chat template"),
+        (deaf, "qwen3guard", "does not show request and response"),
+        ("/nowhere", "wildguard", "no such directory"),
+    ):
+        with pytest.raises(ModelError, match=said):
             ClassifierJudge(path, template).check()
     ClassifierJudge(bare, "wildguard").check()
     # two words that begin with the same byte are one to a tokenizer of bytes

@@ -290,20 +290,23 @@ def test_a_plan_that_tests_needs_prompts(tiny_model, tiny_sets, tmp_path: Path) 
 def test_toss_test_evaluates_a_run_that_is_there_and_leaves_it_as_it_is(
     tiny_model, tiny_sets, files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "tiny.yaml"
-    config.write_text(json.dumps(_config(tiny_model, tiny_sets)))
     run = tmp_path / "run"
-    assert main(["fit", "--config", str(config), "--run_dir", str(run)]) == 0
+    config = _saved(tmp_path / "tiny.yaml", _config(tiny_model, tiny_sets))
+    assert main(["fit", "--config", config, "--run_dir", str(run)]) == 0
     kept = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    asked = tmp_path / "asked.yaml"
     prompts = {"asked": files["asked"], "sums": {"path": files["sums"], "utility": "answer"}}
     evaluation = {"prompts": prompts, "judges": [{"class_path": "KeywordJudge"}], "sampling": {"max_new_tokens": 3}}
-    asked.write_text(json.dumps({"loop": {"evaluation": evaluation}}))
-    assert main(["test", "--run_dir", str(run), "--config", str(asked)]) == 0
+    asked = _saved(tmp_path / "asked.yaml", {"loop": {"evaluation": evaluation}})
+    assert main(["test", "--run_dir", str(run), "--config", asked]) == 0
     assert results(run)["adapters"] == ["base", "target"]
     assert {file: file.read_bytes() for file in kept} == kept
     assert (run / "config-test.yaml").is_file()
     assert "over-refusal" in capsys.readouterr().out
+
+
+def _saved(path: Path, content: dict[str, Any]) -> str:
+    path.write_text(json.dumps(content))
+    return str(path)
 
 
 def _config(model: str, sets: dict[str, str]) -> dict[str, Any]:
@@ -318,12 +321,9 @@ def _config(model: str, sets: dict[str, str]) -> dict[str, Any]:
 def test_toss_test_of_a_directory_without_a_run(
     tiny_model, tiny_sets, files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "tiny.yaml"
-    config.write_text(json.dumps(_config(tiny_model, tiny_sets)))
-    asked = tmp_path / "asked.yaml"
-    asked.write_text(
-        json.dumps({"loop": {"evaluation": {"prompts": {"mine": files["asked"]}, "sampling": {"max_new_tokens": 3}}}})
-    )
+    config = _saved(tmp_path / "tiny.yaml", _config(tiny_model, tiny_sets))
+    evaluation = {"prompts": {"mine": files["asked"]}, "sampling": {"max_new_tokens": 3}}
+    asked = _saved(tmp_path / "asked.yaml", {"loop": {"evaluation": evaluation}})
     assert main(["test", f"--config={config}", f"--config={asked}", "--run_dir", str(tmp_path / "typo")]) == 2
     said = capsys.readouterr().err
     assert "--run_dir: " in said
