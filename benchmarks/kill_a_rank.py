@@ -30,8 +30,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the tiny model and the watching are the tests' own
 from runs import tiny_fit  # noqa: E402
-from tiny import save_tiny_model, write_sets  # noqa: E402
-from torture import ELSEWHERE, KINDS, Watch, differences, in_child  # noqa: E402
+from tiny import write_sets  # noqa: E402
+from torture import ELSEWHERE, KINDS, Watch, differences, in_child, model_of_a_child  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "kill_a_rank.md"
 RANKS = 2
@@ -50,7 +50,7 @@ class Pair:
 
     def __init__(self, work: Path, patience: float) -> None:
         self.work, self.patience = work, patience
-        self.model = save_tiny_model(work / "model")
+        self.model = model_of_a_child(work)
         self.sets = write_sets(work)
         self.doing = [mmap.mmap(-1, 1) for _ in range(RANKS)]
         started = time.monotonic()

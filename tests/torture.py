@@ -7,6 +7,7 @@ and is killed a drawn part of the call's usual duration later, wherever it is by
 """
 
 import argparse
+import faulthandler
 import json
 import mmap
 import os
@@ -14,6 +15,7 @@ import random
 import select
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,6 +43,8 @@ KINDS: dict[str, list[tuple[Any, str]]] = {
 }
 """Kind of work -> the functions that do it."""
 ELSEWHERE = "elsewhere"
+PATIENCE = 240
+"""Seconds after which a child that goes on is taken to hang, and says where; the longest takes a few."""
 
 
 @dataclass
@@ -82,20 +86,43 @@ class Watch:
         return watched
 
 
-def in_child(work: Callable[[], None], log: Path) -> int:
-    """Runs ``work`` in a forked process, which has everything imported already; returns its process id."""
+def in_child(work: Callable[[], Any], log: Path) -> int:
+    """Runs ``work`` in a forked process, which has everything imported already; returns its process id.
+
+    Raises:
+        RuntimeError: the forking process has other threads. A progress bar starts one, and makes a lock that all
+            processes forked later share: one that is killed while it holds the lock leaves the next ones waiting.
+    """
+    if threading.active_count() > 1:
+        raise RuntimeError(f"a process that forks may not have threads, or locks to share: {threading.enumerate()}")
     child = os.fork()
     if child:
         return child
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    faulthandler.dump_traceback_later(PATIENCE, exit=True, file=2)
     try:
         work()
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         os._exit(1)
     os._exit(0)
+
+
+def complete(work: Callable[[], Any], log: Path) -> None:
+    """Runs ``work`` in a forked process to its end.
+
+    Raises:
+        RuntimeError: it failed, with the end of its log.
+    """
+    _check(os.waitpid(in_child(work, log), 0)[1], log)
+
+
+def model_of_a_child(work: Path) -> str:
+    """Writes a tiny model in a process of its own, since saving one shows a progress bar; returns its directory."""
+    complete(lambda: save_tiny_model(work / "model"), work / "model.log")
+    return str(work / "model")
 
 
 class Torture:
@@ -109,7 +136,7 @@ class Torture:
     def __init__(self, work: Path, seed: int) -> None:
         self.work, self.random = work, random.Random(seed)
         work.mkdir(parents=True)
-        self.model = save_tiny_model(work / "model")
+        self.model = model_of_a_child(work)
         self.sets = write_sets(work)
         self.shared = mmap.mmap(-1, 1)
         self.durations = self._undisturbed()
@@ -133,7 +160,7 @@ class Torture:
             self._fit(self.work / "undisturbed")
             report.write_text(json.dumps(watch.durations))
 
-        _check(os.waitpid(in_child(run, log), 0)[1], log)
+        complete(run, log)
         durations: dict[str, list[float]] = json.loads(report.read_text())
         return durations
 
@@ -173,7 +200,7 @@ class Torture:
         if self.random.random() < twice:
             moments.append(self.draw(self.random.choice(list(KINDS))))
         killed = [self.kill(run_dir, moment) for moment in moments]
-        _check(os.waitpid(in_child(lambda: self._fit(run_dir), log), 0)[1], log)
+        complete(lambda: self._fit(run_dir), log)
         return {
             "killed in": [doing for doing in killed if doing is not None],
             "differences": differences(run_dir, self.work / "undisturbed"),
