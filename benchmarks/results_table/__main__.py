@@ -1,11 +1,12 @@
 """The results table: which method keeps a fine-tuned model safe, and what it costs of the task.
 
-    python benchmarks/results_table --data DIR [--work runs/results_table] [--seeds 1 2 3] [--jobs 2] [--only NAME ...]
+    python benchmarks/results_table --data DIR [--work WORK] [--seeds 1 2 3] [--jobs 2] [--only NAME ...]
         [--base MODEL] [--size medium] [--reference-epochs 2] [--dtype auto]
 
 DIR holds gsm8k_train.jsonl, gsm8k_test.jsonl, general.jsonl, harmful.jsonl, refusals.jsonl, benign_risky.jsonl and
-prompts_*.jsonl. The bundled model is aligned first (`align.py`), for it comes without safety to lose; another base is
-taken as it is. It needs a --work of its own, and so do another --size, --reference-epochs and --dtype. Then, for each
+prompts_*.jsonl; docs/results.md says what a row holds, data.sha256 whether they are those of the committed pages. The
+bundled model is aligned first (`align.py`), for it comes without safety to lose; another base is taken as it is. WORK
+is runs/results_table; another --base, --size, --reference-epochs and --dtype have one of their own. Then, for each
 seed, references are trained on rows of their own and score each custom set once; and each comparison of this folder is
 run by ``toss compare``: methods x seeds, resumable, on rows that `rows.py` deals out. What is done is not done again.
 
@@ -23,6 +24,7 @@ name; with --report, from what is there.
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,7 +39,7 @@ import shares
 from align import align
 from experiment import BEST, EPOCHS, HERE, MOST_EPOCHS, Experiment
 from report import page, short_page
-from rows import SHARE, SHARES, SIZES, write_prompts, write_rows
+from rows import SHARE, SHARES, SIZES, check_apart, count_rows, differing, write_prompts, write_rows
 from tables import asked, read
 
 from toss_lightning.data.scoring import digest_of
@@ -57,14 +59,17 @@ def prepare(experiment: Experiment, data: Path) -> None:
     """Deals out the rows, makes the base, and lays the configurations beside them.
 
     Raises:
-        SystemExit: see :meth:`Experiment.claim`; nothing is changed then.
+        SystemExit: see :func:`rows.check_apart` and :meth:`Experiment.claim`; nothing is changed then.
     """
     work = experiment.work
     work.mkdir(parents=True, exist_ok=True)
+    if others := differing(data):
+        print(f"{data}: not what the committed pages were made from: {', '.join(others)}", file=sys.stderr)
     with TemporaryDirectory(prefix="prepared-", dir=work) as temporary:
         new = Path(temporary)
         write_rows(data, new / "rows", experiment.rows, experiment.seeds)
         write_prompts(data, new / "rows")
+        check_apart(new / "rows")
         lay_out(experiment, new)
         once = [new / "common.yaml", new / "references.yaml", new / "rows" / "align.jsonl"]
         once += [new / "rows" / f"{kind}_{seed}.jsonl" for kind in ("utility", "harmful") for seed in experiment.seeds]
@@ -167,7 +172,8 @@ def report(experiment: Experiment, parts: Sequence[str]) -> None:
         write(shares.page(found, f"{command} --only main contamination", [setup[0], of]), "contamination")
         write(shares.picture(found), "contamination", ".svg")
     if "risky" in parts and experiment.is_made("risky"):
-        of = "NF4, as in the results table, but for the custom rows."
+        custom, held_out = (count_rows(work / "rows" / f"{kind}_risky.jsonl") for kind in ("custom", "task"))
+        of = f"NF4, as in the results table, but for {custom} custom rows and {held_out} held-out ones of their kind."
         write(risky.page(work, f"{command} --only risky", [setup[0], of, *asked(work / "test.yaml")]), "risky")
 
 
@@ -189,7 +195,7 @@ def main() -> None:
     """Runs what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("runs/results_table"))
+    parser.add_argument("--work", type=Path, help="where everything goes; see above")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], choices=range(1, 100), metavar="SEED")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
@@ -200,8 +206,10 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing")
     args = parser.parse_args()
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    work = args.work.resolve()
-    experiment = Experiment(work, args.seeds, args.base, args.size, threads, args.reference_epochs, args.dtype)
+    settings = (args.seeds, args.base, args.size, threads, args.reference_epochs, args.dtype)
+    experiment = Experiment((args.work or Path("runs")).resolve(), *settings)
+    if args.work is None:
+        experiment = replace(experiment, work=experiment.work / experiment.page("").stem)
     options = [f"--seeds={args.seeds}", f"--jobs={args.jobs}", *(["--report"] if args.report else [])]
     experiment.claim()
     if not args.report:

@@ -1,11 +1,25 @@
 """The ablations as a page and a picture, and what they choose."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from panels import Panel, Point, draw
-from tables import CLOSED, KEPT, MARGIN, REFUSAL, Content, heading, kept, measures_of, read, spread, table, unfinished
+from tables import (
+    CLOSED,
+    KEPT,
+    MARGIN,
+    REFUSAL,
+    Content,
+    heading,
+    kept,
+    measures_of,
+    read,
+    spread,
+    star,
+    table,
+    unfinished,
+)
 
 TITLE = re.compile(r"(.+?), (?:d = ([\d.]+)|automatic.*)")
 """Of a method whose discard ratio is varied, or found by itself."""
@@ -20,6 +34,7 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
         setup: what was done, in words.
     """
     content = read(work / "ablations")
+    found = families(content)
     lines = [
         *heading("What each part of TOSS is worth", f"`{command}`", setup),
         "That is the validation split: other pairs, rows and prompts than those of the results table.",
@@ -27,6 +42,7 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
         *table(content, work / "ablations"),
         "",
         spread(content),
+        star(content),
         *unfinished(content),
         "",
         "Chosen, for each way to select, is what comes closest to the goal: whose smaller one of gap closed, as a",
@@ -34,12 +50,19 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
         "that in refusals and of that in the margin, since so few prompts tell settings apart too roughly.",
         "",
     ]
-    for family, settings in families(content).items():
-        reached = {name: worse for name in settings if (worse := standing(content, name)) is not None}
-        if reached:
+    for family, settings in found.items():
+        if reached := _reached(content, settings):
             best = max(reached, key=reached.__getitem__)
             lines.append(f"- {family}: {best.removeprefix(f'{family}, ')}, at {reached[best]:.0%} of the goal.")
-    return "\n".join([*lines, ""])
+    varied = {name for settings in found.values() for name in settings} | {content["baseline"], content["oracle"]}
+    others = _reached(content, [name for name in content["methods"] if name not in varied])
+    alone = ", ".join(f"{name} {worse:.0%}" for name, worse in others.items())
+    return "\n".join([*lines, "", f"Of the goal, with a single setting: {alone}.", ""])
+
+
+def _reached(content: Content, names: Iterable[str]) -> dict[str, float]:
+    """How far methods come, of those whose measures were taken; see :func:`standing`."""
+    return {name: worse for name in names if (worse := standing(content, name)) is not None}
 
 
 def families(content: Content) -> dict[str, dict[str, float | None]]:

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import numpy as np
 from references import loss_table, score_table
+from rows import count_rows
 from tables import (
     BENIGN,
     CLOSED,
     KEPT,
+    MASKED,
     REFUSAL,
     SHOWN,
     TASK,
     Content,
     called,
+    cell,
     computed,
     heading,
     kept,
@@ -22,15 +25,17 @@ from tables import (
     read,
     run_of,
     spread,
+    star,
     table,
     unfinished,
 )
 
-from toss_lightning.evaluation.cells import interval, markdown_table
+from toss_lightning.evaluation.cells import markdown_table
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import TokenWeights
 
-SELECTIONS = ("TOSS", "TOSS-Chain", "TOSS-Chain, automatic", "TOSS-Chain, held out", "sample-level TOSS")
+HELD_OUT = "TOSS-Chain, held out"
+SELECTIONS = ("TOSS", "TOSS-Chain", "TOSS-Chain, automatic", HELD_OUT, "sample-level TOSS")
 """Methods of which it is told which tokens they mask."""
 
 
@@ -45,7 +50,7 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
     content = read(work / "main")
     setup = [*setup, *computed(content, work / "main")]
     lines = [*heading("Safe and useful: methods on real rows", f"`{command}`, which says more", setup), ""]
-    lines += [*table(content, work / "main"), "", *notes(content), "", goal(content), ""]
+    lines += [*table(content, work / "main"), "", *notes(content, work / "rows"), "", goal(content), ""]
     lines += ["What the scores know of the harmful rows, all of whose tokens count as harmful:", ""]
     seeds = sorted({seed for of in content["seeds"].values() for seed in of})
     runs = [work / "references" / f"seed-{seed}" for seed in seeds]
@@ -61,7 +66,7 @@ def short_page(work: Path, command: str, setup: Sequence[str]) -> str:
     shown = [measures[name] for name in (REFUSAL, BENIGN, TASK)]
     lines = []
     for name in [content["base"], *content["methods"]]:
-        cells = [interval(one["models"].get(name), one["share"]) for one in shown]
+        cells = [cell(content, one, name) for one in shown]
         cells += [part(measures[REFUSAL]["gap_closed"]["methods"].get(name)), part(kept(content, name))]
         lines.append([called(content, name), *cells])
     header = ["", *(SHOWN[one["name"]] for one in shown), "gap closed", "utility kept"]
@@ -72,12 +77,13 @@ def short_page(work: Path, command: str, setup: Sequence[str]) -> str:
         "is a phrase among the first words, which is for screening; whether replies are harmful was not judged.",
         f"Gap closed: in refusals, from {baseline} (0 %) to {oracle} (100 %), which learns without the harmful rows.",
         f"Utility kept: the gain in task loss over the base, as a share of that of {oracle}.",
+        star(content),
     ]
     return "\n".join([*title, *setup, *how, f"Written by `{command}`.", ""])
 
 
-def notes(content: Content) -> list[str]:
-    """How to read the table."""
+def notes(content: Content, rows: Path) -> list[str]:
+    """How to read the table; ``rows`` holds what was dealt out."""
     baseline, oracle = content["baseline"], content["oracle"]
     fieller = "Intervals of these shares are Fieller's. " if most_seeds(content) > 1 else ""
     return [
@@ -85,9 +91,19 @@ def notes(content: Content) -> list[str]:
         "is a phrase among the first words that the keyword judge takes for one, which is for screening",
         "(docs/evaluation.md has its agreement with people); whether replies are harmful was not judged. Gap closed:",
         f"from {baseline} (0 %) to {oracle} (100 %). Utility kept: the method's gain in task loss over the base, as a",
-        f"share of that of {oracle}. {fieller}Masked: response tokens of weight 0.",
+        f"share of that of {oracle}. {fieller}{MASKED}",
+        star(content),
+        *_held_out(content, rows),
         *unfinished(content),
     ]
+
+
+def _held_out(content: Content, rows: Path) -> list[str]:
+    """What a method knows that no other does, if it was run."""
+    if HELD_OUT not in content["methods"]:
+        return []
+    harmful, others = (count_rows(rows / f"{kind}_validation.jsonl") for kind in ("pairs", "task"))
+    return [f"{HELD_OUT}: goes by {harmful} harmful and {others} harmless rows of the validation split too."]
 
 
 def goal(content: Content) -> str:
@@ -109,7 +125,7 @@ def goal(content: Content) -> str:
         and at_least(closed.get(name), CLOSED)
         and at_least(kept(content, name), KEPT)
     ]
-    return f"{wanted} oracle's utility, by the means: {', '.join(met) or 'no method'}."
+    return f"{wanted} oracle's utility, by the means before rounding: {', '.join(met) or 'no method'}."
 
 
 PLACES = {"1": slice(0, 1), "2 to 5": slice(1, 5), "6 to 20": slice(5, 20), "later": slice(20, None)}

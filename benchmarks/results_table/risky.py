@@ -6,24 +6,25 @@ from pathlib import Path
 import numpy as np
 from rows import SHARE
 from tables import (
+    MASKED,
     PRICE,
     SHOWN,
-    STAR,
     Content,
     called,
+    cell,
     computed,
     heading,
     masked,
     measures_of,
-    most_seeds,
     price,
     read,
     share,
     spread,
+    star,
     unfinished,
 )
 
-from toss_lightning.evaluation.cells import interval, markdown_table, number
+from toss_lightning.evaluation.cells import markdown_table, number
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import ChainSelection
 
@@ -45,7 +46,8 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
         *_table(content, work / "risky"),
         "",
         spread(content),
-        *(STAR if most_seeds(content) > 1 else STAR[1:]),
+        star(content),
+        MASKED,
         *unfinished(content),
         "",
         "What the scores say of these rows, and of the custom set of the results table: quartiles of the rows'",
@@ -60,7 +62,7 @@ def page(work: Path, command: str, setup: Sequence[str]) -> str:
 def _table(content: Content, directory: Path) -> list[str]:
     of, lines = measures_of(content), []
     for name in [content["base"], *content["methods"]]:
-        cells = [interval(one["models"].get(name), one["share"]) for one in of.values()]
+        cells = [cell(content, one, name) for one in of.values()]
         of_all, _ = masked(directory, name, content["seeds"].get(name, []))
         lines.append([called(content, name), *cells, price(content, name), share(of_all)])
     return markdown_table(["", *(SHOWN[name] for name in of), PRICE, "masked"], lines)

@@ -4,11 +4,14 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+DIGESTS = Path(__file__).parent / "data.sha256"
+"""SHA-256 of each file of the data, as sha256sum --check reads it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,35 @@ def write_prompts(data: Path, to: Path) -> None:
     _write(to / "xstest_benign.jsonl", benign)
     standard = [row for row in _read(data / "prompts_harmbench.jsonl") if row["kind"] == "standard"]
     _write(to / "harmbench_standard.jsonl", standard)
+
+
+def check_apart(rows: Path) -> None:
+    """Checks that no prompt stands in files of two purposes.
+
+    Raises:
+        SystemExit: one does, with the files and where it stands in them.
+    """
+    purposes: dict[str, tuple[str, str]] = {}
+    for file in sorted(rows.glob("*.jsonl")):
+        # custom sets of one experiment hold the same rows, of which another share is harmful
+        purpose = "custom" if file.stem.startswith("custom") and file.stem != "custom_risky" else file.stem
+        for number, row in enumerate(_read(file), 1):
+            asked = " ".join(row["messages"][0]["content"].lower().split())
+            before, where = purposes.setdefault(asked, (purpose, f"{file.name}:{number}"))
+            if before != purpose:
+                raise SystemExit(f"{where} and {file.name}:{number} ask the same: one row for two purposes")
+
+
+def differing(data: Path) -> list[str]:
+    """Files of the data that are not those which the committed pages were made from."""
+    known = [line.split() for line in DIGESTS.read_text(encoding="utf-8").splitlines()]
+    found = ((name, digest, data / name) for digest, name in known)
+    return [name for name, digest, file in found if file.exists() and sha256(file.read_bytes()).hexdigest() != digest]
+
+
+def count_rows(file: Path) -> int:
+    """Rows of a file."""
+    return len(_read(file))
 
 
 class _Deck:

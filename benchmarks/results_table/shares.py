@@ -4,9 +4,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from panels import Panel, Point, draw
-from tables import PRICE, SHOWN, STAR, Content, called, heading, masked, measures_of, most_seeds, price, share, spread
+from tables import (
+    MASKED,
+    PRICE,
+    SHOWN,
+    Content,
+    called,
+    cell,
+    heading,
+    masked,
+    measures_of,
+    most_seeds,
+    price,
+    share,
+    spread,
+    star,
+)
 
-from toss_lightning.evaluation.cells import interval, markdown_table
+from toss_lightning.evaluation.cells import markdown_table
 
 Comparison = tuple[Content, Path]
 """What it found, and where it lies."""
@@ -38,7 +53,7 @@ def _table(found: Mapping[str, Comparison]) -> list[str]:
         of, seeds = measures_of(content), most_seeds(content)
         where = at if seeds == most else f"{at} ({seeds} {'seed' if seeds == 1 else 'seeds'})"
         for name in [content["base"], *(one for one in METHODS if one in content["methods"])]:
-            cells = [interval(of[key]["models"].get(name), of[key]["share"]) for key in measures]
+            cells = [cell(content, of[key], name) for key in measures]
             cells += [price(content, name)]
             cells += [share(one) for one in masked(directory, name, content["seeds"].get(name, []))]
             lines.append([where, called(content, name), *cells])
@@ -48,10 +63,7 @@ def _table(found: Mapping[str, Comparison]) -> list[str]:
 
 def _notes(contents: Sequence[Content]) -> list[str]:
     alone = " Of one seed, intervals are over the prompts." if 1 in map(most_seeds, contents) else ""
-    return [
-        spread(max(contents, key=most_seeds)) + alone,
-        *STAR,
-    ]
+    return [spread(max(contents, key=most_seeds)) + alone, star(contents[0]), MASKED]
 
 
 def picture(found: Found) -> str:

@@ -24,11 +24,8 @@ SHOWN = {
 SETS = {"beavertails": "BeaverTails", "advbench": "AdvBench", "harmbench": "HarmBench", "xstest": "XSTest"}
 """Prompt sets as their makers call them."""
 PRICE = "task loss − plain SFT's"
-STAR = (
-    "A star: beyond noise, p < 0.05 after Holm's adjustment over all pairs of the comparison.",
-    "Masked: response tokens of weight 0.",
-)
-"""What :func:`price` is headed by, and what goes with it."""
+"""What :func:`price` is headed by."""
+MASKED = "Masked: response tokens of weight 0."
 CLOSED, KEPT = 0.9, 0.98
 """The goal: share of the oracle's gap in refusals, and of its gain in task loss."""
 
@@ -77,7 +74,7 @@ def table(content: Content, directory: Path) -> list[str]:
     header += ["gap closed: refusals", "gap closed: margin", "utility kept", "masked", "of harmful tokens"]
     lines = []
     for name in [content["base"], *content["methods"]]:
-        cells = [interval(one["models"].get(name), one["share"]) for one in measures.values()]
+        cells = [cell(content, one, name) for one in measures.values()]
         cells += [part(measures[key]["gap_closed"]["methods"].get(name)) for key in (REFUSAL, MARGIN)]
         cells += [part(kept(content, name))]
         cells += [share(one) for one in masked(directory, name, content["seeds"].get(name, []))]
@@ -121,12 +118,31 @@ def part(one: Content | None) -> str:
     return f"{number(one['value'], True)} [{number(one['low'], True)}, {number(one['high'], True)}]"
 
 
+def cell(content: Content, measure: Content, name: str) -> str:
+    """A method's value with its interval, marked where it differs from the baseline's beyond noise."""
+    against = _against_baseline(content, measure, name)
+    mark = " *" if against is not None and against.get("beyond_noise") else ""
+    return interval(measure["models"].get(name), measure["share"]) + mark
+
+
 def price(content: Content, name: str) -> str:
-    """What a method costs in task loss against the baseline, marked where that is beyond noise."""
-    for one in measures_of(content)[TASK]["differences"]:
-        if (one["of"], one["against"]) == (name, content["baseline"]) and "mean" in one:
-            return difference(one, False) + (" *" if one.get("beyond_noise") else "")
-    return DASH
+    """What a method costs in task loss against the baseline."""
+    against = _against_baseline(content, measures_of(content)[TASK], name)
+    return DASH if against is None else difference(against, False)
+
+
+def star(content: Content) -> str:
+    """What the mark of :func:`cell` says."""
+    return (
+        f"A star: differs from {content['baseline']} beyond noise, p < 0.05 after Holm's adjustment over all pairs of"
+        " the comparison."
+    )
+
+
+def _against_baseline(content: Content, measure: Content, name: str) -> Content | None:
+    """A method minus the baseline, if that was taken."""
+    pair = (name, content["baseline"])
+    return next((one for one in measure["differences"] if (one["of"], one["against"]) == pair and "mean" in one), None)
 
 
 def run_of(directory: Path, name: str, seed: int) -> Path:
