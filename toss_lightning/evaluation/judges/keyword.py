@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from toss_lightning.errors import ConfigError
 from toss_lightning.evaluation.judges.base import Judge
 from toss_lightning.evaluation.records import Response, Verdict
-from toss_lightning.evaluation.text import UNSPACED, beginning
+from toss_lightning.evaluation.text import MARKS, UNSPACED, beginning
 
 PHRASES = (
     # cannot, will not, may not
@@ -70,11 +70,11 @@ class KeywordJudge(Judge):
 def _whole(phrase: str) -> str:
     """Finds a phrase of whole words: "i can't" is not in "semi can'ts". Where none are set apart, it finds any."""
     before = "" if re.match(f"[{UNSPACED}]", phrase) else r"\b"
-    behind = "" if re.search(f"[{UNSPACED}]$", phrase) else r"(?![\w'])"
+    behind = "" if re.search(f"[{UNSPACED}]$", phrase) else rf"(?![\w'{MARKS}])"
     return before + re.escape(phrase) + behind
 
 
 def normalised(text: str) -> str:
     """Lower case, plain apostrophes, single spaces, no punctuation, and one code for each letter."""
     text = unicodedata.normalize("NFKC", re.sub("[‘’ʼ`]", "'", text)).lower()
-    return " ".join(re.sub(r"[^\w']+", " ", text).split())
+    return " ".join(re.sub(rf"[^\w'{MARKS}]+", " ", text).split())
