@@ -11,13 +11,13 @@ import torch
 from planted import CHAT, respond, save_planted
 from tiny import save_tiny_model
 
-from toss_lightning.data.formats import Message
+from toss_lightning.data.formats import Message, in_context
 from toss_lightning.errors import ConfigError, ModelError
 from toss_lightning.evaluation.judges import ClassifierJudge, LocalModel
 from toss_lightning.evaluation.judges.backends import Answer
 from toss_lightning.evaluation.judges.guard_prompts import SHIELDGEMMA
 from toss_lightning.evaluation.judges.guards import GUARDS
-from toss_lightning.evaluation.records import Prompt, Response, Verdict, in_context
+from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.identity import name_plugin
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from toss_lightning.data.formats import Message
+from toss_lightning.data.formats import Message, to_conversation
 from toss_lightning.data.sources import Source
 from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation.prompts import PromptSet, load_pairs, load_prompts
@@ -41,6 +41,26 @@ def test_what_a_prompt_is_about_stands_before_it(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", *rows)
     found = load_prompts("mine", PromptSet(path, label="harmful"))
     assert [one.text for one in found] == ["1. Beans\n\n---\n\nAdd to this list", "How?"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"system": "Be brief.", "messages": turns("How?", "So.")},
+        {"system": "Be brief.", "conversations": [{"from": "human", "value": "How?"}, {"from": "gpt", "value": "So."}]},
+        {"system_prompt": "Be brief.", "question": "How?", "response": "So."},
+        {"system": "Be brief.", "messages": [{"role": "system", "content": "Be long."}, *turns("How?", "So.")]},
+        {"system": "Be brief.", "instruction": "How?", "input": "With beans", "output": "So."},
+        {"instruction": "How?", "output": "So.", "context": "1. Beans"},
+        {"question": "How?", "context": "1. Beans", "answer": "So."},
+        {"question": "How?", "context": "", "answer": "So."},
+    ],
+)
+def test_a_row_is_asked_as_it_is_trained_on(tmp_path: Path, row: dict[str, Any]) -> None:
+    trained = to_conversation(row, "auto", "row").messages
+    path = write(tmp_path / "p.jsonl", row)
+    (prompt,) = load_prompts("mine", PromptSet(path, utility="rouge_l"))
+    assert (*prompt.messages, Message("assistant", str(prompt.reference))) == trained
 
 
 def test_turns_before_the_last_question_stay(tmp_path: Path) -> None:

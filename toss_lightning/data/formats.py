@@ -29,6 +29,11 @@ class Message:
     content: str
 
 
+def in_context(context: str, request: str) -> str:
+    """A request behind a text that it is about, as HarmBench puts it."""
+    return f"{context}\n\n---\n\n{request}"
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """One row of a set, whatever format it came in; ``where`` is ``file:row``, for messages to people."""
@@ -82,7 +87,7 @@ def to_conversation(row: Mapping[str, Any], format: Format, where: str, source: 
         format = _fitting({name for name, value in row.items() if value is not None}) or detect_format(row, where)
     messages = tuple(_READERS[format](row, where))
     if messages and messages[0].role != "system":
-        messages = (*_system(row, where), *messages)
+        messages = (*system_turn(row, where), *messages)
     for message in messages:
         if message.role == "assistant" and not message.content.strip():
             raise DataError(f"{where}: empty reply: fill it in, remove the row, or set data.bad_rows: drop")
@@ -104,7 +109,8 @@ def _sharegpt(row: Mapping[str, Any], where: str) -> Iterable[Message]:
 
 def _alpaca(row: Mapping[str, Any], where: str) -> Iterable[Message]:
     instruction, extra = _text(_column(row, ("instruction",), where), "instruction", where), row.get("input")
-    yield Message("user", f"{instruction}\n\n{_text(extra, 'input', where)}" if extra else instruction)
+    asked = f"{instruction}\n\n{_text(extra, 'input', where)}" if extra else instruction
+    yield Message("user", _behind_context(asked, row, where))
     yield Message("assistant", _text(_column(row, ("output",), where), "reply", where))
 
 
@@ -113,11 +119,19 @@ def _prompt_completion(row: Mapping[str, Any], where: str) -> Iterable[Message]:
         value = _column(row, columns, where)
         if isinstance(value, list):
             yield from _turns(value, "role", "content", where)
+        elif role == "user":
+            yield Message(role, _behind_context(_text(value, "prompt", where), row, where))
         else:
-            yield Message(role, _text(value, "reply" if role == "assistant" else "prompt", where))
+            yield Message(role, _text(value, "reply", where))
 
 
-def _system(row: Mapping[str, Any], where: str) -> Iterable[Message]:
+def _behind_context(asked: str, row: Mapping[str, Any], where: str) -> str:
+    """What is asked, behind the text in the column ``context``, if there is one."""
+    context = row.get("context")
+    return in_context(_text(context, "context", where), asked) if context else asked
+
+
+def system_turn(row: Mapping[str, Any], where: str) -> Iterable[Message]:
     """The system turn of a row that has it in a column of its own."""
     for name in SYSTEM_COLUMNS:
         if row.get(name):

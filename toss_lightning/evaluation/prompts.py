@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from toss_lightning.data.formats import ROLES, Conversation, Message
+from toss_lightning.data.formats import ROLES, Conversation, Message, in_context, system_turn
 from toss_lightning.data.sources import Source, numbered_rows
 from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation.answers import check_answer
-from toss_lightning.evaluation.records import Label, Prompt, in_context
+from toss_lightning.evaluation.records import Label, Prompt
 
 Utility = Literal["answer", "rouge_l"]
 TEXT_COLUMNS = ("prompt", "question", "instruction", "goal", "behavior", "forbidden_prompt", "query")
@@ -128,6 +128,9 @@ def _prompt(name: str, spec: PromptSet, where: str, number: int, row: Mapping[st
     label = spec.label or _label(row, where, spec.utility is not None)
     answer = _answer(row, where, needed=spec.utility == "answer")
     if spec.utility == "rouge_l" and reference is None:
+        # a training row's reply may be its answer
+        reference = _first(row, ("answer",), where)
+    if spec.utility == "rouge_l" and reference is None:
         raise DataError(f"{where}: utility rouge_l compares with the row's reply, and the row has none")
     category = next((str(row[name]) for name in CATEGORY_COLUMNS if row.get(name) is not None), None)
     prompt_id = str(number if row.get("id") is None else row["id"])
@@ -159,7 +162,12 @@ def _label(row: Mapping[str, Any], where: str, is_task: bool) -> Label | None:
 
 
 def _turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    """The turns of a row, with or without a reply at the end."""
+    """The turns of a row as a row that is trained on has them, with or without a reply at the end."""
+    turns = _written_turns(row, where)
+    return turns if turns and turns[0].role == "system" else (*system_turn(row, where), *turns)
+
+
+def _written_turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     if row.get("messages") is not None:
         return tuple(_turn(turn, "role", "content", where) for turn in _list(row["messages"], where))
     if row.get("conversations") is not None:
@@ -176,9 +184,8 @@ def _turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
         text = f"{text}\n\n{row['input']}"
     if context := _first(row, ("context",), where):
         text = in_context(context, text)
-    system = [Message("system", str(row["system"]))] if row.get("system") else []
     reply = _first(row, ("completion", "response", "output"), where)
-    return (*system, Message("user", text), *([Message("assistant", reply)] if reply else []))
+    return (Message("user", text), *([Message("assistant", reply)] if reply else []))
 
 
 def _transcript(text: str) -> tuple[Message, ...]:

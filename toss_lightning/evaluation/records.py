@@ -5,14 +5,9 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from toss_lightning.data.formats import Message
+from toss_lightning.data.formats import Message, in_context
 
 Label = Literal["harmful", "benign"]
-
-
-def in_context(context: str, request: str) -> str:
-    """A request behind a text that it is about, as HarmBench puts it."""
-    return f"{context}\n\n---\n\n{request}"
 
 
 @dataclass(frozen=True, slots=True)
