@@ -70,7 +70,7 @@ class Projecting(SPF):
     def correct(self, gradients: Gradients, probe: Probe) -> None:
         """Does all that SPF does in a conflict."""
         _, safety = probe.gradient(range(self.examples))
-        self.record(steps=1, conflicts=Angle.between(gradients, safety).conflict)
+        self.record(steps=1, compared=1, conflicts=Angle.between(gradients, safety).conflict)
         project_out(gradients, safety, self._count)
 
 

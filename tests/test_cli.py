@@ -19,6 +19,7 @@ from tiny import some_pairs, write_rows
 
 from toss_lightning import __version__, gradients, selection
 from toss_lightning.cli import ALONE, HELP, main, with_configs
+from toss_lightning.errors import ConfigError
 from toss_lightning.methods import METHODS, TITLES
 
 pytestmark = pytest.mark.usefixtures("somewhere")
@@ -603,6 +604,18 @@ def test_the_configuration_of_a_run_lies_beneath_however_the_run_is_named(monkey
     ]
 
 
+@pytest.mark.parametrize("option", [["--own_config=false"], ["--own_config", "false"]])
+def test_the_configuration_of_a_run_is_left_out_where_that_is_asked_for(option):
+    Path("run").mkdir()
+    for file in ("run/config.yaml", "asked.yaml"):
+        Path(file).write_text("{}")
+    test = ["test", "--config=asked.yaml", "--run_dir=run"]
+    assert with_configs([*test, *option]) == test
+    assert with_configs([*test, "--own_config=true"])[1] == "--config=run/config.yaml"
+    with pytest.raises(ConfigError, match="--own_config: 'no': give true or false"):
+        with_configs([*test, "--own_config=no"])
+
+
 def test_validate(capsys, tiny_config):
     fit = ["--config", tiny_config, "--loop.plan", "[target]", "--run_dir", "run"]
     assert main(["fit", *fit]) == 0
@@ -627,10 +640,11 @@ def test_validate(capsys, tiny_config):
     )
 
 
-def test_a_run_directory_that_is_a_file(capsys, tiny_config):
+@pytest.mark.parametrize("run_dir", ["taken", "taken/below"])
+def test_a_run_directory_that_cannot_be_one(capsys, tiny_config, run_dir):
     Path("taken").write_text("mine")
-    error = failed(capsys, "fit", "--config", tiny_config, "--run_dir", "taken", code=1)
-    assert error.startswith("taken/")
+    error = failed(capsys, "fit", "--config", tiny_config, "--run_dir", run_dir, code=1)
+    assert error.startswith(f"{run_dir}: cannot be written (")
     assert error.endswith("choose another --run_dir")
     assert Path("taken").read_text() == "mine"
 

@@ -42,7 +42,8 @@ Without --config, fit runs the demo on the bundled model. Several --config files
 A method is a file too, laid over configs/toss.yaml or, to try it, over the demo:
   toss fit --config demo --config methods/spf
 """
-ALONE = "--own_config=false"
+OWN_CONFIG = "--own_config"
+ALONE = f"{OWN_CONFIG}=false"
 """Has ``test`` leave out the configuration of the run, which otherwise lies beneath the files that are given."""
 METHODS_HELP = """usage: toss methods [NAME]
 
@@ -182,6 +183,7 @@ def with_configs(args: Sequence[str]) -> list[str]:
     """
     configs: list[Path] = []
     options: list[str] = []
+    alone = False
     rest = iter(args[1:])
     for arg in rest:
         name, equals, value = arg.partition("=")
@@ -190,9 +192,13 @@ def with_configs(args: Sequence[str]) -> list[str]:
             if not value or value.startswith("--"):
                 raise ConfigError(f"{name}: needs the path of a YAML file")
             configs.append(find_config(value))
+        elif name == OWN_CONFIG:
+            value = value if equals else next(rest, "")
+            if value not in ("true", "false"):
+                raise ConfigError(f"{name}: {value!r}: give true or false")
+            alone = value == "false"
         else:
             options.append(arg)
-    options, alone = [one for one in options if one != ALONE], ALONE in options
     if not alone and (args[0] == "test" or (args[0] == "select" and not configs)):
         run_dir = _run_dir_of(options, configs)
         own = Path(run_dir or ".") / "config.yaml"
@@ -200,6 +206,8 @@ def with_configs(args: Sequence[str]) -> list[str]:
             configs = [own, *configs]
             # a run directory that one stands in: what its configuration calls it is seen from elsewhere
             options += [] if run_dir else ["--run_dir=."]
+        elif run_dir:
+            print(f"{own} is not there: what is given configures this {args[0]} alone")
     if not configs:
         configs = [configs_directory() / "demo.yaml"]
         if not _only_asks(options):

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from toss_lightning.errors import StoreError
@@ -120,6 +121,17 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_writable(directory: Path) -> None:
+    """Makes a directory and a file in it, which does not stay.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=directory):
+        pass
 
 
 def cannot_write(path: Path, error: OSError) -> str:

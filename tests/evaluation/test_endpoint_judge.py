@@ -151,6 +151,11 @@ def test_tries_are_never_more_than_a_minute_apart(server: Server) -> None:
     assert all(30 <= wait <= 60 for wait in waits[6:])
 
 
+def test_a_quota_of_so_many_a_minute_is_outlasted(server: Server) -> None:
+    _, waits = ask(server, *[(429, {}, "")] * 8, said("There."))
+    assert sum(waits) > 60
+
+
 def test_retry_after_in_seconds_and_as_a_date(server: Server) -> None:
     later = email.utils.formatdate(time.time() + 100, usegmt=True)
     replies = [(429, {"Retry-After": value}, "") for value in ("7", "0.5", later, "soon", "-3")]

@@ -18,6 +18,7 @@ from toss_lightning.evaluation import Evaluation, Judge, KeywordJudge, PromptSet
 from toss_lightning.evaluation.divergence_svg import draw_divergence
 from toss_lightning.evaluation.judges import ClassifierJudge
 from toss_lightning.loops.toss import TossLoop
+from toss_lightning.models import Lora
 from toss_lightning.models.generation import Sampling
 
 PLAN = ("utility", "degraded", "score", "select", "sft", "target", "test")
@@ -167,6 +168,33 @@ def test_a_run_tested_again_asks_nobody_twice(
     assert results(tested) == before
 
 
+def test_a_judge_that_fails_costs_no_report(tiny_model, tiny_sets, files, tmp_path: Path) -> None:
+    class Tired(Judge):
+        decides = ("refused",)
+
+        def judge(self, responses: Sequence[Response]) -> list[Verdict]:
+            raise ModelError("no quota left")
+
+    loop = {"evaluation": settings(files, judges=[Tired(), KeywordJudge()])}
+    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target"])
+    with pytest.raises(ModelError, match=r"^no quota left. What others found is in .*; toss test --run_dir .* goes on"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["test"], loop=loop)
+    assert {one["judge"] for one in results(tmp_path)["measures"]} == {"KeywordJudge", None}
+    assert "**Tired has not judged**: no quota left" in (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert responses(tmp_path)[0]["verdicts"].keys() == {"KeywordJudge"}
+
+
+def test_a_foreign_adapter_that_does_not_fit_is_refused_before_anything_is_trained(
+    tiny_model, tiny_sets, files, tmp_path: Path
+) -> None:
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "other", plan=["target"], module={"lora": Lora(r=2, targets=["v_proj"])})
+    other = str(tmp_path / "other" / "adapters" / "target")
+    loop = {"evaluation": settings(files, adapters=["base", "target", other])}
+    with pytest.raises(ModelError, match=r"the adapter has r 2, but model\.lora\.r is 4"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=PLAN, loop=loop)
+    assert not (tmp_path / "run" / "adapters").exists()
+
+
 def test_an_adapter_of_another_run_stands_under_its_path_and_equal_responses_are_judged_once(
     tiny_model, tiny_sets, files, tested: Path, tmp_path: Path
 ) -> None:
@@ -304,6 +332,20 @@ def test_toss_test_evaluates_a_run_that_is_there_and_leaves_it_as_it_is(
     assert "over-refusal" in capsys.readouterr().out
 
 
+def test_toss_test_reads_no_set_that_it_has_no_use_for(tiny_model, tiny_sets, files, tmp_path: Path) -> None:
+    custom = Path(tmp_path / "custom.jsonl")
+    custom.write_bytes(Path(tiny_sets["custom"]).read_bytes())
+    sets = {"custom": str(custom), "utility_val": tiny_sets["utility"]}
+    config = _saved(tmp_path / "tiny.yaml", _config(tiny_model, sets))
+    run = ["--run_dir", str(tmp_path / "run")]
+    assert main(["fit", "--config", config, *run]) == 0
+    custom.unlink()
+    evaluation = {"pairs": files["pairs"], "positions": 2}
+    asked = _saved(tmp_path / "asked.yaml", {"loop": {"evaluation": evaluation}})
+    assert main(["test", *run, "--config", asked]) == 0
+    assert results(tmp_path / "run")["divergence"].keys() == {"harmful replies", "safe replies", "task replies"}
+
+
 def _saved(path: Path, content: dict[str, Any]) -> str:
     path.write_text(json.dumps(content))
     return str(path)
@@ -325,7 +367,9 @@ def test_toss_test_of_a_directory_without_a_run(
     evaluation = {"prompts": {"mine": files["asked"]}, "sampling": {"max_new_tokens": 3}}
     asked = _saved(tmp_path / "asked.yaml", {"loop": {"evaluation": evaluation}})
     assert main(["test", f"--config={config}", f"--config={asked}", "--run_dir", str(tmp_path / "typo")]) == 2
-    said = capsys.readouterr().err
+    printed = capsys.readouterr()
+    said = printed.err
+    assert "typo/config.yaml is not there: what is given configures this test alone" in printed.out
     assert "--run_dir: " in said
     assert "typo: neither a target nor sft is there: name the run, or what to test, as" in said
 

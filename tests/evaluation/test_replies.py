@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 import torch
 from runs import tiny_fit
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Metaspace
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
 from toss_lightning.data.batching import collate
 from toss_lightning.data.formats import Conversation, Message
@@ -185,16 +189,21 @@ def vars_of(one: Reading) -> list[np.ndarray]:
     return [one.loss, one.opening, one.divergence, one.ordinal]
 
 
-def test_openers_are_first_tokens_each_once() -> None:
-    class Chat:
-        """Knows each letter as a token."""
-
-        def tokenizer(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-            assert not add_special_tokens
-            return {"input_ids": [ord(letter) for letter in text]}
-
+def test_openers_are_what_replies_begin_with_each_once() -> None:
+    # a tokenizer that knows another token for a word that begins a text, as some of SentencePiece do
+    words = ["[UNK]", "\n", *(mark + word for mark in ("▁", "") for word in ("A", "I", "N", "S", "U"))]
+    words += [*"'abcdefghijklmnopqrstuvwxyz", "▁", "<s>", "</s>"]
+    vocabulary = {word: at for at, word in enumerate(words)}
+    tokenizer = Tokenizer(BPE(vocabulary, [("▁", one) for one in "AINSU"], unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Metaspace(prepend_scheme="first")
+    chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    chat.chat_template = (
+        "{% for turn in messages %}{{ '<s>\n' + turn['content'] + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<s>\n' }}{% endif %}"
+    )
     # I'm sorry, I cannot, I can't, Sorry, Unfortunately, As an AI, No
-    assert opener_tokens(Chat()) == [ord(letter) for letter in "AINSU"]  # type: ignore[arg-type]
+    assert opener_tokens(ChatTokenizer(chat)) == sorted(vocabulary[one] for one in "AINSU")
+    assert chat("I cannot", add_special_tokens=False)["input_ids"][0] == vocabulary["▁I"]
 
 
 def test_the_file_of_a_batch_is_plain_json_lines(trained: Trained, tmp_path: Path) -> None:

@@ -186,6 +186,8 @@ def test_training_equals_the_algorithm_written_out(name: str, softmax: bool) -> 
         torch.testing.assert_close(value, model.weights[key], rtol=1e-4, atol=1e-5)
     report, warmup = method.report(), SETTINGS[name]["warmup"]
     assert (report["steps"], report["warmup_steps"], report["corrected"]) == (11, warmup, 11 - warmup)
+    assert report["compared"] == 11 - warmup
+    assert report["conflict_share"] == report["conflicts"] / (11 - warmup)
     assert report["reference_selections"] == len(references)
     assert report["references_per_selection"] == len(references[0])
     assert report["rows_left_out_share"] == pytest.approx(sum(left_out) / (6 * (11 - warmup)))

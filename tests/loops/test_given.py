@@ -11,7 +11,7 @@ from runs import scored, tiny_fit
 from tiny import WORDS, save_tiny_model, some_pairs, write_rows
 
 from toss_lightning.errors import ConfigError, StoreError
-from toss_lightning.models import References
+from toss_lightning.models import Base, References
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import (
     Anchored,
@@ -216,6 +216,16 @@ def test_losses_of_another_base_are_no_reference_for_the_targets_own(tiny_model,
         with pytest.raises(StoreError, match="scored with another base, against whose losses ConstrainedSft would"):
             tiny_fit(other, custom, tmp_path / "run", plan=plan, loop=loop)
         tiny_fit(tiny_model, custom, tmp_path / f"from-{given}", plan=plan, loop=loop)
+
+
+def test_losses_of_another_precision_are_a_reference_with_a_warning(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    online = {"selection": DrSft()}
+    rounded = {"base": Base(tiny_model, quantization="none", dtype="bfloat16")}
+    plan = ["utility", "degraded", "score", "select"]
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "made", plan=plan, loop=online, module=rounded)
+    loop = {"scores_from": str(tmp_path / "made" / "scores"), **online}
+    with pytest.warns(UserWarning, match=r"scored in none/bfloat16, against whose losses DrSft weighs .* none/float32"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=["select", "target"], loop=loop)
 
 
 def test_held_out_scores_follow_the_references_and_the_rows(

@@ -103,6 +103,12 @@ def test_actions_may_come_last() -> None:
         (["utility"], {"references": ["utility"]}, "loop.plan: nothing to do"),
         (TOSS_PLAN, {"scores": True}, "'score' would make what loop.scores_from gives: leave one of them out"),
         (TOSS_PLAN, {"selection": True}, "'select' would make what loop.selection_from gives: leave one of them out"),
+        (
+            ["utility", "degraded", "score", "target"],
+            {},
+            "loop.plan: the target would be trained on every token, whatever the scores say: put select before it",
+        ),
+        (["target"], {"scores": True}, "the target would be trained on every token"),
         (["target"], {"rounds": 2}, "loop.rounds: 2 rounds need a score step in loop.plan: add it"),
         (TOSS_PLAN, {"rounds": -1}, "loop.rounds: -1: give 0 or more"),
         (

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import bitsandbytes as bnb
+import numpy as np
 import pytest
 import torch
 from tiny import nf4_config, save_tiny_model
@@ -22,7 +23,14 @@ from transformers import (
 from toss_lightning.errors import ModelError
 from toss_lightning.models import AdapterBank, Base, Lora
 from toss_lightning.models.adapters import BASE
-from toss_lightning.models.base import base_fingerprint, compute_dtype, load_base, load_tokenizer, stored_digest
+from toss_lightning.models.base import (
+    _sample_hash,
+    base_fingerprint,
+    compute_dtype,
+    load_base,
+    load_tokenizer,
+    stored_digest,
+)
 from toss_lightning.models.divergence import base_divergence
 from toss_lightning.models.losses import OutputHead, response_hidden, token_losses
 
@@ -163,6 +171,14 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
     with pytest.raises(ModelError, match="cannot be read as GGUF"):
         load_tokenizer(Base(str(tmp_path / "broken.gguf")))
+
+
+def test_files_that_differ_in_the_middle_are_two(tmp_path: Path) -> None:
+    one = bytearray(np.random.default_rng(0).bytes(2**24))
+    (tmp_path / "one").write_bytes(one)
+    one[2**23 + 5] ^= 1
+    (tmp_path / "other").write_bytes(one)
+    assert _sample_hash(tmp_path / "one") != _sample_hash(tmp_path / "other")
 
 
 def test_plain_transformers_quantises_to_the_same_weights(model_64: str) -> None:

@@ -87,6 +87,14 @@ def test_a_head_that_does_something_else_is_refused() -> None:
         check_head(model, uncapped)
 
 
+def test_a_model_that_leaves_the_range_of_its_dtype_is_no_unknown_architecture() -> None:
+    model = architecture("granite-scale")
+    model.model.norm.weight.data.fill_(6e4)
+    model = model.half()
+    with pytest.raises(ModelError, match=r"its logits are not finite in float16, .*: set model.base.dtype to bfloat16"):
+        check_head(model, OutputHead.of(model))
+
+
 @pytest.mark.parametrize("chunk", [3, 8, 100])
 def test_gradients_equal_those_of_the_plain_operation(chunk: int) -> None:
     torch.manual_seed(0)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from runs import tiny_fit
+from tiny import some_pairs, write_rows
 from transformers import AutoModelForCausalLM
 
 from toss_lightning.data import TossDataModule
+from toss_lightning.data.mixtures import SafeInstr
 from toss_lightning.errors import ConfigError, StoreError, TrainingError
 from toss_lightning.loops import TossProLoop, make_trainer
 from toss_lightning.models import Base, Lora, Optim, Schedule, WeightedLoraModule
@@ -160,8 +162,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(tiny_model, 
                 module.bank.model.get_output_embeddings().weight.data[int(batch["input_ids"][0, -1])] = torch.nan
 
     trainer, module, datamodule = make(tiny_model, tiny_sets, tmp_path, [Poison()], plan=["target"])
-    with pytest.raises(TrainingError, match=r"stage target, step \d+: the loss is not finite on row .*3"):
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is not finite on row .*3.* of data.custom: look"):
         trainer.fit(module, datamodule)
+
+
+def test_rows_that_are_mixed_in_are_named_by_their_own_set(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    safety = write_rows(tmp_path / "safety.jsonl", some_pairs(4, start=9))
+    trainer, module, datamodule = make(
+        tiny_model, {**tiny_sets, "safety": safety, "mixture": SafeInstr()}, tmp_path, plan=["target"]
+    )
+    trainer.fit(module, datamodule)
+    own = len(datamodule.sets["custom"].rows)
+    assert datamodule.named([own + 1, 3, 2]) == "row 1 of data.safety and row 2, 3 of data.custom"
+    assert datamodule.named(range(own)) == "row 0, 1, 2, 3, 4 and 9 others of data.custom"
 
 
 def test_adapters_of_lora_variants_train_and_return_to_the_base(tiny_model, tiny_sets, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Model:
     def losses_and_divergence(self, batch: dict[str, Any], kept: Tensor, *anchors: Any) -> tuple[Tensor, Tensor]:
         return self.given[kept], self.given.new_zeros(0)
 
-    def check_finite(self, losses: Tensor, row_ids: Tensor) -> None:
+    def check_finite(self, losses: Tensor, rows: Tensor) -> None:
         pass
 
 
@@ -43,7 +43,7 @@ def train(objective: Objective, steps: range) -> Objective:
         losses = torch.rand(12, generator=torch.Generator().manual_seed(step)) * 5
         batch = {
             "row": torch.arange(3).repeat_interleave(4),
-            "row_id": torch.arange(3),
+            "index": torch.arange(3),
             "selected": torch.tensor([True, True, False]),
             "weight": torch.ones(12),
             "step_tokens": 12.0,

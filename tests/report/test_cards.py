@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import Trainer
 from peft import PeftModel
 from runs import tiny_fit
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toss_lightning.loops.plan import TOSS_PLAN
 from toss_lightning.report.cards import model_card
@@ -119,6 +119,22 @@ def test_a_card_of_a_summary() -> None:
     assert "1,234 of 56,789 response tokens were masked." in text
     assert "Trained for 2 epochs (1000 optimizer steps) on the 20,000 rows" in text
     assert "1.500 |" in text
+
+
+def test_a_template_of_ones_own_lies_beside_the_adapter(
+    tiny_model: str, tiny_sets: dict[str, str], tmp_path: Path
+) -> None:
+    template = AutoTokenizer.from_pretrained(tiny_model).chat_template
+    (tmp_path / "mine.jinja").write_text(template)
+    data = {"chat_template": str(tmp_path / "mine.jinja"), "template_options": {"date_string": "26 Jul 2024"}}
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=("target",), loop={"epochs": 1}, data=data)
+    adapter = tmp_path / "run" / "adapters" / "target"
+    assert (adapter / "chat_template.jinja").read_text() == template
+    said = 'rendered with `chat_template.jinja` of this directory and `{"date_string": "26 Jul 2024"}`: serve it with'
+    assert said in card(adapter)
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "plain", plan=("target",), loop={"epochs": 1})
+    assert not (tmp_path / "plain" / "adapters" / "target" / "chat_template.jinja").exists()
+    assert "rendered" not in card(tmp_path / "plain" / "adapters" / "target")
 
 
 def test_a_card_tells_the_custom_set_from_what_a_mixture_adds() -> None:

@@ -203,6 +203,13 @@ def test_problems_that_are_not_solved_are_counted_and_said(tmp_path: Path) -> No
     assert report["marginal_error"] > 1e-6
 
 
+@pytest.mark.parametrize(("device", "message"), [("gpu", "'gpu' is none: give cpu"), ("xpu:7", "not to be had here")])
+def test_a_device_that_is_not_there(tmp_path: Path, device: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"loop.selection.device: .*{message}") as error:
+        Sot(device=device).select(store(tmp_path / "scores"))
+    assert "\n" not in str(error.value)
+
+
 def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     broken = SETS["harmful"].copy()
     broken[3, 2] = np.nan

@@ -21,7 +21,7 @@ from toss_lightning.data.batching import (
     plan_steps,
 )
 from toss_lightning.data.mixtures import Mixture
-from toss_lightning.data.rowset import Overlong, RowSet, load_rows, overlaps
+from toss_lightning.data.rowset import Overlong, RowSet, load_rows, name_rows, overlaps
 from toss_lightning.data.scoring import Scoring, digest_of
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
@@ -29,6 +29,8 @@ from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.identity import name_plugin
 from toss_lightning.seeds import global_seed
 
+HELD_OUT_OF = {"utility_val": "utility", "harmful_val": "harmful"}
+"""Held-out set -> the set of which a share stands in for it."""
 HELD_OUT = {"utility_val": "task_loss", "harmful_val": "harmful_loss", "refusal_val": "refusal_loss"}
 """Held-out set -> what its mean token loss is called."""
 
@@ -119,6 +121,19 @@ class TossDataModule(LightningDataModule):
 
     # --- reading --------------------------------------------------------------------------------------------------
 
+    def read_only(self, names: Collection[str]) -> None:
+        """Leaves out all sets but these, and those that they are held out of: of a run that is looked at later.
+
+        Args:
+            names: the sets.
+        """
+        kept = {*names}
+        for held_out, name in HELD_OUT_OF.items():
+            if held_out in kept and self.specs[held_out] is None:
+                kept.add(name)
+        self.specs = {name: spec if name in kept else None for name, spec in self.specs.items()}
+        self.mixture = None
+
     def setup(self, stage: str) -> None:
         """Reads and tokenises every set that is given.
 
@@ -145,7 +160,7 @@ class TossDataModule(LightningDataModule):
         for name, spec in self.specs.items():
             if spec is not None:
                 sets[name] = load_rows(name, spec, chat, self.max_length, self.overlong, self.bad_rows)
-        for name, held_out in (("utility", "utility_val"), ("harmful", "harmful_val")):
+        for held_out, name in HELD_OUT_OF.items():
             if name in sets and held_out not in sets and self.holdout and len(sets[name].rows) > 1:
                 sets[name], sets[held_out] = sets[name].split(self.holdout, held_out)
         self.sets = sets
@@ -261,6 +276,15 @@ class TossDataModule(LightningDataModule):
             stage = _with(stage, beside, companions.values)
             stage = replace(stage, companions=len(beside), per_step=companions.per_step)
         self.stage_rows, self._epochs = replace(stage, whole_step=whole_step), epochs
+
+    def named(self, indices: Collection[int]) -> str:
+        """Rows of the current stage as people find them: the set that each is of, and its row number there."""
+        assert self.stage_rows is not None
+        sets = {id(row): name for name, of in self.sets.items() for row in of.rows}
+        rows: dict[str, list[int]] = {}
+        for row in (self.stage_rows.rows[index] for index in indices):
+            rows.setdefault(sets.get(id(row), "mixture"), []).append(row.row_id)
+        return " and ".join(name_rows(numbers, name) for name, numbers in rows.items())
 
     def plan_stage(self) -> StepPlan:
         """Plans the current stage's batches for the ranks at hand.

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -17,6 +17,10 @@ from toss_lightning.errors import DataError
 Overlong = Literal["drop", "truncate", "error"]
 SAID = 3
 """Bad rows of a set of which it is told what is wrong with them."""
+
+
+NAMED = 5
+"""Rows that a message names at most."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,12 @@ def load_rows(
         first = "; ".join(bad[:SAID])
         rank_zero_warn(f"data.{name}: bad rows are left out, {len(bad)} of {read}. What is wrong, first: {first}")
     return RowSet(name, rows, digest.hexdigest(), read, len(bad), **lost, texts=texts)
+
+
+def name_rows(numbers: Collection[int], of: str) -> str:
+    """A few of some rows of a set, for a message."""
+    first, more = sorted(numbers)[:NAMED], len(numbers) - NAMED
+    return f"row {', '.join(map(str, first))}{f' and {more} others' if more > 0 else ''} of data.{of}"
 
 
 def overlaps(sets: Sequence[RowSet]) -> list[tuple[str, str, int]]:

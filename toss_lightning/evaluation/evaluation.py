@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
-from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.errors import ConfigError, StoreError, TossError
 from toss_lightning.evaluation.benchmarks import Benchmarks, LmEval, TaskResult
 from toss_lightning.evaluation.harness import Harness
 from toss_lightning.evaluation.judges import Judge, KeywordJudge
@@ -21,6 +20,7 @@ from toss_lightning.evaluation.readings import Readings
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.replies import Replies
 from toss_lightning.evaluation.verdicts import judging, known_verdicts, remember_code
+from toss_lightning.files import make_writable
 from toss_lightning.models.adapters import BASE, SLOT
 from toss_lightning.models.generation import Sampling
 from toss_lightning.ranks import on_first_rank
@@ -86,6 +86,7 @@ class Findings:
         harmful: adapter -> what it says of the harmful replies of the pairs.
         safe: adapter -> what it says of their safe replies.
         benign: adapter -> what it says of the held-out replies of the task, where the divergence is taken.
+        failed: judge that could not read everything -> why; it has no verdicts.
         benchmarks: what the adapters answered to tasks of lm_eval, if there are any.
     """
 
@@ -96,6 +97,7 @@ class Findings:
     harmful: dict[str, Reading]
     safe: dict[str, Reading]
     benign: dict[str, Reading]
+    failed: dict[str, str] = field(default_factory=dict)
     benchmarks: Benchmarks | None = None
 
 
@@ -156,9 +158,7 @@ class Evaluator:
             remember_code(judge)
         if self.evaluation.cache:
             try:
-                self.cache.mkdir(parents=True, exist_ok=True)
-                with TemporaryFile(dir=self.cache):
-                    pass
+                make_writable(self.cache)
             except OSError as error:
                 said = f"{self.cache}: cannot be written ({error.strerror})"
                 raise StoreError(f"loop.evaluation.cache: {said}: choose another directory") from error
@@ -181,8 +181,10 @@ class Evaluator:
 
         Raises:
             ConfigError: one is not there.
+            ModelError: one that is there does not fit the base.
         """
         own = self.run_dir / "adapters"
+        module: Any = self.trainer.lightning_module
         wanted = self.evaluation.adapters
         if wanted is None:
             if expected is None and not any((own / name).is_dir() for name in ADAPTERS):
@@ -197,7 +199,10 @@ class Evaluator:
             path = own / name if "/" not in name else Path(name).expanduser()
             if name == BASE:
                 found[BASE] = None
-            elif path.is_dir() or name in (expected or ()):
+            elif name in (expected or ()):
+                found[name] = path
+            elif path.is_dir():
+                module.bank.check(str(path))
                 found[name] = path
             else:
                 known = sorted({*(one.name for one in own.glob("*/")), *(expected or ())})
@@ -240,27 +245,34 @@ class Evaluator:
                 answers[name] = self.harness.answers(self.trainer, inside, name, self.cache / "lm_eval", between)
         module.bank.reset()
         benchmarks = self.harness.summed_up(answers) if self.harness is not None else None
-        return Findings(prompts, responses, self._judge(responses, between), self.pairs, **read, benchmarks=benchmarks)
+        verdicts, failed = self._judge(responses, between)
+        return Findings(prompts, responses, verdicts, self.pairs, **read, failed=failed, benchmarks=benchmarks)
 
     def _judge(
         self, responses: Mapping[str, list[Response]], between: Callable[[], None]
-    ) -> dict[str, dict[str, list[Verdict]]]:
-        """What each judge says; known on the first rank alone, where judges read."""
+    ) -> tuple[dict[str, dict[str, list[Verdict]]], dict[str, str]]:
+        """What each judge says, known on the first rank alone, where judges read; and why some could not."""
         found: dict[str, dict[str, list[Verdict]]] = {}
+        failed: dict[str, str] = {}
         judged = [one for of_adapter in responses.values() for one in of_adapter if one.prompt.label is not None]
         device, directory = self.trainer.strategy.root_device, self.cache / "verdicts"
         for judge in self.judges if judged else ():
             work = judging(judge, judged, directory, device)
-            # the others hear of every part, for who waits too long in one place is taken for dead
-            while on_first_rank(self.trainer, partial(_goes_on, work)):
-                between()
+            try:
+                # the others hear of every part, for who waits too long in one place is taken for dead
+                while on_first_rank(self.trainer, partial(_goes_on, work)):
+                    between()
+            except TossError as error:
+                # replies were given and others have judged them: that one judge cannot read them costs neither
+                failed[judge.name] = str(error)
+                continue
             if self.trainer.is_global_zero:
                 verdicts = iter(known_verdicts(judge, judged, directory))
                 found[judge.name] = {
                     name: [Verdict() if one.prompt.label is None else next(verdicts) for one in of_adapter]
                     for name, of_adapter in responses.items()
                 }
-        return found
+        return found, failed
 
 
 def _goes_on(work: Iterator[None]) -> bool:

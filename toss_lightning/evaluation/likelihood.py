@@ -14,13 +14,13 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from toss_lightning.data.batching import PassBatches, plan_pass
-from toss_lightning.data.formats import Conversation
+from toss_lightning.data.formats import Conversation, Message
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import ConfigError
 from toss_lightning.models.adapters import BASE
 from toss_lightning.models.divergence import base_divergence
 from toss_lightning.models.losses import response_hidden, token_losses
-from toss_lightning.models.objective import gather
+from toss_lightning.models.objective import gather, widest
 from toss_lightning.progress import progress_bar
 
 OPENERS = ("I'm sorry", "I cannot", "I can't", "Sorry", "Unfortunately", "As an AI", "No")
@@ -67,7 +67,7 @@ def measure(
     module: Any = trainer.lightning_module
     groups = plan_pass([len(row.input_ids) for row in rows], max_tokens, trainer.world_size)[trainer.global_rank]
     batches = PassBatches(rows, groups)
-    found = [torch.zeros((0, 5), dtype=torch.float64, device=module.device)]
+    found = [torch.zeros((0, 5), dtype=widest(module.device), device=module.device)]
     bar = progress_bar(name or "", len(groups), "batch", trainer.is_global_zero and name is not None)
     with bar, torch.no_grad(), _evaluating(module), module.using(adapter):
         for at in range(len(groups)):
@@ -107,7 +107,7 @@ def _measure_batch(
     opening = torch.zeros_like(losses)
     opening[first] = module.head(hidden[first]).softmax(-1)[:, list(openers)].sum(-1)
     columns = (batch["index"][batch["row"]], batch["ordinal"], losses, divergence, opening)
-    return torch.stack([column.double() for column in columns], 1)
+    return torch.stack([column.to(widest(losses.device)) for column in columns], 1)
 
 
 def _in_order(values: np.ndarray, rows: int) -> Reading:
@@ -147,6 +147,10 @@ def check_lengths(rows: Sequence[TokenizedRow], max_tokens: int, key: str, conte
 
 
 def opener_tokens(chat: ChatTokenizer) -> list[int]:
-    """The first tokens of :data:`OPENERS`, each once."""
-    ids = [chat.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in OPENERS]
-    return sorted(set(ids))
+    """The tokens that replies of :data:`OPENERS` begin with, each once.
+
+    They are taken from rendered turns: some tokenizers know another token for a word that begins a text.
+    """
+    turns = [(Message("user", "Hello"), Message("assistant", text)) for text in OPENERS]
+    rows = reply_rows(chat, [Conversation(one, repr(one[1].content)) for one in turns])
+    return sorted({int(row.input_ids[row.response_positions[0]]) for row in rows})

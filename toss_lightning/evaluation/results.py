@@ -98,6 +98,7 @@ def report(found: Sequence[Measure], findings: Findings, positions: int) -> dict
         "asked": digest_asked(findings.prompts, findings.pairs),
         "measures": [_facts(one) for one in found],
         "agreement": _agreement(findings),
+        "failed_judges": findings.failed,
         "divergence": {
             name: lines
             for name, of in kl.items()

@@ -77,6 +77,7 @@ def markdown(report: Mapping[str, Any], names: Names, picture: str | None = None
         "are left out and counted in evaluation.json. A screening judge is no result by itself.",
         "",
     ]
+    parts += [f"**{judge} has not judged**: {why}\n" for judge, why in report["failed_judges"].items()]
     header, lines = differences_of(report, names)
     if lines:
         parts += [

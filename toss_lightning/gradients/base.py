@@ -137,8 +137,9 @@ class Correction(ABC):
         """Counts over the stage so far, for people."""
         return {
             "steps": int(self._sums["steps"]),
+            "compared": int(self._sums["compared"]),
             "conflicts": int(self._sums["conflicts"]),
-            "conflict_share": self.mean("conflicts", "steps"),
+            "conflict_share": self.mean("conflicts", "compared"),
             "corrected": int(self._sums["corrected"]),
             "corrected_share": self.mean("corrected", "steps"),
             "mean_cosine": self.mean("cosine", "compared"),

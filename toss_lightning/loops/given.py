@@ -12,7 +12,9 @@ from toss_lightning.scores import TokenScores
 from toss_lightning.selection import OnlineSelection, Selection, TokenWeights
 
 
-def check_scores(store: Path, round: int | None, data: TossDataModule, selection: Selection, base: str) -> None:
+def check_scores(
+    store: Path, round: int | None, data: TossDataModule, selection: Selection, computed: Mapping[str, str]
+) -> None:
     """Looks at scores before anything is trained, and warns where they hold other rows of a set than this run has.
 
     Args:
@@ -20,14 +22,14 @@ def check_scores(store: Path, round: int | None, data: TossDataModule, selection
         round: which of them; the last ones by default.
         data: whose custom rows they must be of; of other sets, what was scored counts.
         selection: which must find all that it reads.
-        base: the fingerprint of this run's base, see :func:`_check_base`.
+        computed: the module's fingerprints, see :func:`_check_base`.
 
     Raises:
         StoreError: there are none, or they are of other rows or of another base, or lack something.
     """
     scores = TokenScores(store, round)
     scores.check(data.sets["custom"].hashes())
-    _check_base(store, scores.fingerprints, selection, base)
+    _check_base(store, scores.fingerprints, selection, computed)
     if missing := scores.missing(selection.columns, selection.features, selection.held_out):
         raise StoreError(
             f"loop.scores_from: {store} has no {', no '.join(missing)}, which {type(selection).__name__} reads: score"
@@ -46,7 +48,7 @@ def check_scores(store: Path, round: int | None, data: TossDataModule, selection
 
 
 def load_selection(
-    path: Path, data: TossDataModule, selection: Selection, base: str, begun_with: str | None
+    path: Path, data: TossDataModule, selection: Selection, computed: Mapping[str, str], begun_with: str | None
 ) -> TokenWeights:
     """The token weights that a target is trained with.
 
@@ -54,7 +56,7 @@ def load_selection(
         path: where they are.
         data: whose custom rows they must be of.
         selection: of the kind that they must have been made with.
-        base: the fingerprint of this run's base, see :func:`_check_base`.
+        computed: the module's fingerprints, see :func:`_check_base`.
         begun_with: their digest where the run was begun; None before that.
 
     Raises:
@@ -74,19 +76,28 @@ def load_selection(
             f"{path}: made for another kind of loop.selection than {type(selection).__name__}: give the one that it was"
             " made with, or select again"
         )
-    _check_base(path, weights.made_from, selection, base)
+    _check_base(path, weights.made_from, selection, computed)
     return weights
 
 
-def _check_base(path: Path, made_from: Mapping[str, str], selection: Selection, base: str) -> None:
+def _check_base(path: Path, made_from: Mapping[str, str], selection: Selection, computed: Mapping[str, str]) -> None:
     """Refuses losses of another base where a selection weighs the target's own against them in training.
 
-    Masks may come from another base with the same tokenizer, and so may a reference.
+    The same base in another precision is warned of. Masks may come from another base with the same tokenizer, and so
+    may a reference.
     """
-    if isinstance(selection, OnlineSelection) and "base" in selection.columns and made_from.get("base") != base:
+    if not isinstance(selection, OnlineSelection) or "base" not in selection.columns:
+        return
+    name = type(selection).__name__
+    if made_from.get("base") != computed["base"]:
         raise StoreError(
-            f"{path}: scored with another base, against whose losses {type(selection).__name__} would weigh those of"
-            " this run's target: score with this base"
+            f"{path}: scored with another base, against whose losses {name} would weigh those of this run's target:"
+            " score with this base"
+        )
+    if (theirs := made_from.get("precision")) != (ours := computed["precision"]):
+        rank_zero_warn(
+            f"{path}: scored in {theirs}, against whose losses {name} weighs those of this run's target in {ours}: what"
+            " lies between the two precisions counts as if it had been learned. Score in this one to be sure"
         )
 
 

@@ -113,6 +113,11 @@ def make_plan(steps: Sequence[str], epochs: int, reference_epochs: int, given: G
                 raise ConfigError(f"loop.plan: {step!r} would make what loop.{key} gives: leave one of them out")
             raise ConfigError(f"loop.plan: {step!r} stands twice")
         _check_needs(step, done, given)
+        if step == "target" and "score" in done and "select" not in done:
+            raise ConfigError(
+                "loop.plan: the target would be trained on every token, whatever the scores say: put select before it,"
+                " or name the stage sft for plain fine-tuning"
+            )
         done.add(step)
         made = True
         if step in ACTIONS:

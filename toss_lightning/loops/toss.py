@@ -7,6 +7,7 @@ from functools import partial
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from toss_lightning.errors import ModelError
 from toss_lightning.evaluation import report_evaluation
 from toss_lightning.loops.method import Method, scored_columns
 from toss_lightning.loops.plan import Action, Stage
@@ -16,7 +17,7 @@ from toss_lightning.models.module import REFERENCES
 from toss_lightning.models.objective import Bilevel, Objective
 from toss_lightning.progress import say
 from toss_lightning.ranks import on_first_rank
-from toss_lightning.report.cards import model_card
+from toss_lightning.report.cards import Rendered, model_card
 from toss_lightning.report.summary import method_of, stage_name
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import OnlineSelection, TokenWeights
@@ -164,8 +165,11 @@ class TossLoop(TossPlan):
         if stage.adapter in REFERENCES and not self.is_left_out(stage):
             module.bank.copy(SLOT, stage.adapter)
         weights = self._weights.flat() if self._weights is not None else None
-        card = model_card(stage.name, stage.adapter, module.bank.base_path, self.summary, weights)
-        module.bank.save(SLOT, self.run_dir / "adapters" / stage.name, card, self.trainer.is_global_zero)
+        data = self.datamodule
+        template = module.tokenizer.chat_template if data.chat_template is not None else None
+        rendered = Rendered(template is not None, data.template_options)
+        card = model_card(stage.name, stage.adapter, module.bank.base_path, self.summary, weights, rendered)
+        module.bank.save(SLOT, self.run_dir / "adapters" / stage.name, card, self.trainer.is_global_zero, template)
         self.trainer.strategy.barrier("adapter saved")
 
     def judge(self, stage: Stage) -> None:
@@ -257,3 +261,8 @@ class TossLoop(TossPlan):
             self.summary.method = method_of(self.run_dir)
         names = {name: stage_name(self.summary, name) for name in evaluator.adapters(made)}
         on_first_rank(self.trainer, lambda: report_evaluation(findings, evaluator, names))
+        if findings.failed:
+            raise ModelError(
+                f"{'; '.join(findings.failed.values())}. What others found is in {evaluator.directory}; toss test"
+                f" --run_dir {self.run_dir} goes on judging"
+            )

@@ -113,9 +113,11 @@ class TossPlan(PlanLoop):
             raise ConfigError(f"loop.plan: no {step!r} step in {', '.join(self.steps)}: add it")
         self.steps = self.steps[: self.steps.index(step) + 1]
 
-    def only_test(self) -> None:
-        """Leaves out everything but the evaluation of adapters that are there."""
+    def only_test(self) -> set[str]:
+        """Leaves out everything but the evaluation of adapters that are there; returns the sets that it reads."""
         self.steps = ["test"]
+        asked = self.evaluation
+        return {"utility_val"} if asked is not None and asked.positions and asked.pairs is not None else set()
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
@@ -223,14 +225,14 @@ class TossPlan(PlanLoop):
     def _check_given(self) -> None:
         """Looks at the scores or the selection that are given before anything is trained."""
         if self.scores_from:
-            base = self.module.fingerprints()["base"]
-            check_scores(self._store, self.scores_round, self.datamodule, self.selection, base)
+            computed = self.module.fingerprints()
+            check_scores(self._store, self.scores_round, self.datamodule, self.selection, computed)
         if self.selection_from:
             self._load_selection()
 
     def _load_selection(self) -> TokenWeights:
-        base = self.module.fingerprints()["base"]
-        weights = load_selection(self._selection_path, self.datamodule, self.selection, base, self._selected)
+        computed = self.module.fingerprints()
+        weights = load_selection(self._selection_path, self.datamodule, self.selection, computed, self._selected)
         if self.selection_from:
             check_maker(self._selection_path, weights, self.selection)
         return weights

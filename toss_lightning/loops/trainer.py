@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.files import cannot_write, make_writable
 from toss_lightning.loops.checkpoints import PlanCheckpoint, find_checkpoint
 from toss_lightning.loops.metrics import MetricsCsv
 from toss_lightning.loops.progress import StageProgress
@@ -60,10 +61,21 @@ class PlanTrainer(Trainer):
             ckpt_path: a checkpoint to go on from; ``last`` for the newest whole one of the run directory, ``auto`` for
                 that one if there is one.
             weights_only: a checkpoint is plain values and tensors, and nothing else is loaded from it.
+
+        Raises:
+            StoreError: the run directory cannot be written.
         """
+        self._make_run_dir()
         if ckpt_path is not None and "://" not in str(ckpt_path):
             ckpt_path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir))
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+
+    def _make_run_dir(self) -> None:
+        # before the loggers and whatever else may want to write there, each with words of its own
+        try:
+            make_writable(Path(self.default_root_dir))
+        except OSError as error:
+            raise StoreError(cannot_write(Path(self.default_root_dir), error)) from error
 
     def score(
         self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | Path | None = None
@@ -86,10 +98,11 @@ class PlanTrainer(Trainer):
 
         Args:
             model: the module.
-            datamodule: the sets; the held-out ones are read.
+            datamodule: the sets; the held-out one of the task is read, where replies to it are.
         """
         loop: Any = self.fit_loop
-        loop.only_test()
+        sets: Any = datamodule
+        sets.read_only(loop.only_test())
         self.fit(model, datamodule=datamodule)
 
     def select(self) -> None:

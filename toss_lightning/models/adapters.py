@@ -34,6 +34,8 @@ PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 OTHER_SENSES = r".*(vision|audio|image|multi_modal|multimodal).*"
 """Layers of a multimodal model that text never reaches."""
 FINGERPRINT_FILE = "toss.json"
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, SafetensorError)
+"""What PEFT raises over a directory or hub id that holds no adapter, or a broken one."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class AdapterBank:
             digest.update(value.float().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, adapter: str, path: Path, card: str, write: bool = True) -> None:
+    def save(self, adapter: str, path: Path, card: str, write: bool = True, template: str | None = None) -> None:
         """Writes an adapter in PEFT's format, with a model card, so that ``PeftModel.from_pretrained`` loads it.
 
         Args:
@@ -205,6 +207,7 @@ class AdapterBank:
             path: the directory.
             card: the model card.
             write: only one rank does; the others take part where the weights lie on all of them.
+            template: the chat template, where it is not the base's own.
 
         Raises:
             ModelError: a weight is not finite.
@@ -221,6 +224,8 @@ class AdapterBank:
                 file.rename(directory / file.name)
             (directory / adapter).rmdir()
             (directory / "README.md").write_text(card, encoding="utf-8")
+            if template is not None:
+                (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
             (directory / FINGERPRINT_FILE).write_text(json.dumps({"base": self.fingerprint}) + "\n", encoding="utf-8")
 
     def load(self, adapter: str, path: str) -> None:
@@ -229,12 +234,11 @@ class AdapterBank:
         Raises:
             ModelError: nothing is there, or it was made for another base or has another shape.
         """
+        self.check(path)
         try:
-            config = PeftConfig.from_pretrained(path)
             weights = load_peft_weights(path, device="cpu")
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-            raise ModelError(f"{path}: no PEFT adapter to be had: {str(error).splitlines()[0]}") from error
-        self._check(path, config)
+        except UNREADABLE as error:
+            raise _not_to_be_had(path, error) from error
         if lost := sorted(set(self.state(adapter)) - set(weights)):
             raise ModelError(f"{path}: the adapter lacks {len(lost)} weights, such as {lost[0]}: train it again")
         try:
@@ -251,7 +255,16 @@ class AdapterBank:
             )
         self.use(SLOT)
 
-    def _check(self, path: str, config: PeftConfig) -> None:
+    def check(self, path: str) -> None:
+        """Looks at what a PEFT directory or hub id says of itself, without its weights.
+
+        Raises:
+            ModelError: nothing is there, or it was made for another base or has another shape.
+        """
+        try:
+            config = PeftConfig.from_pretrained(path)
+        except UNREADABLE as error:
+            raise _not_to_be_had(path, error) from error
         ours: Any = self.net.peft_config[SLOT]
         if config.peft_type != ours.peft_type:
             raise ModelError(f"{path}: the adapter is {config.peft_type}, which is not supported: give one of LoRA")
@@ -281,11 +294,15 @@ class AdapterBank:
         for key in UNSUPPORTED:
             if (value := getattr(config, key, None)) not in (None, {}, [], "none", False):
                 raise ModelError(f"{path}: the adapter uses {key} ({value}), which is not supported: train it again")
-        theirs, wanted = config.target_modules, ours.target_modules  # type: ignore[attr-defined]
+        theirs, wanted = config.target_modules, ours.target_modules
         if _names(theirs) != _names(wanted):
             raise ModelError(
                 f"{path}: the adapter sits on {_names(theirs)}, but model.lora.targets is {_names(wanted)}: set it so"
             )
+
+
+def _not_to_be_had(path: str, error: Exception) -> ModelError:
+    return ModelError(f"{path}: no PEFT adapter to be had: {str(error).splitlines()[0]}")
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -276,7 +276,7 @@ def _bundled_file(name: str) -> Path:
 def _converted(gguf: Path) -> Path:
     """A directory in the user's cache with the weights of a GGUF file as float32 safetensors."""
     stat = gguf.stat()
-    key = hashlib.blake2b(f"{gguf.name}|{stat.st_size}|{_edge_hash(gguf)}".encode(), digest_size=6).hexdigest()
+    key = hashlib.blake2b(f"{gguf.name}|{stat.st_size}|{_sample_hash(gguf)}".encode(), digest_size=6).hexdigest()
     target = cache_directory() / f"{gguf.stem}-{key}"
     if target.is_dir():
         return target
@@ -299,11 +299,14 @@ def _converted(gguf: Path) -> Path:
     return target
 
 
-def _edge_hash(path: Path, size: int = 2**20) -> str:
+def _sample_hash(path: Path, every: int = 2**22, size: int = 2**16) -> str:
+    """Of pieces from all over a file, of which reading all may take minutes: two may differ in any layer."""
+    digest = hashlib.blake2b(digest_size=12)
     with path.open("rb") as file:
-        head = file.read(size)
-        file.seek(max(0, path.stat().st_size - size))
-        return hashlib.blake2b(head + file.read(size), digest_size=12).hexdigest()
+        for start in range(0, path.stat().st_size, every):
+            file.seek(start)
+            digest.update(file.read(size))
+    return digest.hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -105,6 +105,12 @@ def check_head(model: PreTrainedModel, head: OutputHead) -> None:
     ours = head(response_hidden(model, input_ids, torch.zeros_like(positions), positions))
     logits = model(input_ids=input_ids, use_cache=False).logits[0]
     theirs, theirs_dtype = logits.float(), logits.dtype
+    if not theirs.isfinite().all():
+        dtype = str(theirs_dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{model.config.name_or_path}: its logits are not finite in {dtype}, whose range some models leave: set"
+            " model.base.dtype to bfloat16, or to float32"
+        )
     error = (ours - theirs).abs().max().item() / max(theirs.abs().max().item(), 1e-6)
     if not error < (1e-3 if theirs_dtype == torch.float32 else 2e-2):
         raise ModelError(

@@ -31,7 +31,7 @@ from toss_lightning.models.base import (
 )
 from toss_lightning.models.divergence import base_divergence
 from toss_lightning.models.losses import CHUNK, OutputHead, check_head, response_hidden, token_losses
-from toss_lightning.models.objective import Batch, Bilevel, Objective
+from toss_lightning.models.objective import Batch, Bilevel, Objective, widest
 from toss_lightning.models.optim import Optim, Schedule, make_optimizer
 from toss_lightning.models.probe import ModelProbe
 from toss_lightning.models.sharding import check_sharding, is_sharding, shard_layers
@@ -307,22 +307,23 @@ class WeightedLoraModule(LightningModule):
         if batch["step_tokens"]:
             self._log(kept_share=self.objective.kept_weight(batch) / batch["step_tokens"])
 
-    def check_finite(self, losses: Tensor, row_ids: Tensor) -> None:
+    def check_finite(self, losses: Tensor, rows: Tensor) -> None:
         """Stops a run whose loss is no number.
 
         Args:
             losses: Shape ``[N]``.
-            row_ids: Shape ``[N]``: the row of each.
+            rows: Shape ``[N]``: the row of each, as its index in the stage.
 
         Raises:
             TrainingError: one is not; the message names the rows.
         """
         finite = losses.detach().isfinite()
         if not finite.all():
-            rows = ", ".join(str(row) for row in row_ids[~finite].unique().tolist())
+            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            named = datamodule.named(rows[~finite].unique().tolist())
             raise TrainingError(
-                f"stage {self.stage_name}, step {self.trainer.global_step}: the loss is not finite on row {rows}:"
-                " look at these rows, or lower model.optim.lr"
+                f"stage {self.stage_name}, step {self.trainer.global_step}: the loss is not finite on {named}: look at"
+                " these rows, or lower model.optim.lr"
             )
 
     def on_after_backward(self) -> None:
@@ -371,8 +372,7 @@ class WeightedLoraModule(LightningModule):
         """Logs the mean token loss of each held-out set, exact over ranks."""
         means = {}
         for name, sums in self._sums.items():
-            exact = torch.float32 if self.device.type == "mps" else torch.float64
-            both = torch.tensor(sums, dtype=exact, device=self.device)
+            both = torch.tensor(sums, dtype=widest(self.device), device=self.device)
             total, count = self.trainer.strategy.reduce(both, reduce_op="sum").tolist()
             means[name] = total / count
         self._log(**means)

@@ -134,7 +134,8 @@ class Objective:
                 for loss, batch in zip(losses, self.step_batches, strict=True)
             ]
         )
-        whole, begins = gather(model.trainer.strategy, torch.cat([own.double(), values.double()], 1))
+        exact = widest(values.device)
+        whole, begins = gather(model.trainer.strategy, torch.cat([own.to(exact), values.to(exact)], 1))
         index, ordinal, selected = whole[:, :3].long().unbind(1)
         order = torch.argsort(index * (1 + int(ordinal.max())) + ordinal)
         order = order[selected[order] > 0]
@@ -152,7 +153,7 @@ class Objective:
         for batch in self.step_batches:
             own = batch["weight"] * ~batch["companion"][batch["row"]]
             per_row = own.new_zeros(len(batch["row_id"])).index_add_(0, batch["row"], own)
-            weight, rows = weight + float(own.sum(dtype=torch.float64)), rows + float((per_row > 0).sum())
+            weight, rows = weight + float(own.sum(dtype=widest(own.device))), rows + float((per_row > 0).sum())
         both = torch.tensor([weight, rows], dtype=torch.float32, device=self.step_batches[0]["row"].device)
         whole = torch.as_tensor(strategy.reduce(both, reduce_op="sum")).tolist()
         self._totals = {"step_weight": whole[0], "step_rows": whole[1]}
@@ -179,13 +180,13 @@ class Objective:
         losses, divergence = model.losses_and_divergence(batch, kept, anchor != 0, model.anchor_top)
         if not len(losses) and not len(divergence):
             return losses.sum()
-        model.check_finite(losses, batch["row_id"][batch["row"][kept]])
+        model.check_finite(losses, batch["index"][batch["row"][kept]])
         weight = batch["weight"][kept]
         if self.online is not None and not self.online.whole_step:
             weight = weight * self._weigh(self.online, losses.detach(), batch, kept)
         loss = (weight * losses / self._normalizer(batch, kept)).sum()
         if len(divergence):
-            model.check_finite(divergence, batch["row_id"][batch["row"][anchor != 0]])
+            model.check_finite(divergence, batch["index"][batch["row"][anchor != 0]])
             loss = loss + (anchor[anchor != 0] * divergence).sum() / float(batch["step_tokens"])
         return loss
 
@@ -256,11 +257,12 @@ class Bilevel:
         if not len(losses):
             return losses.sum()
         row = batch["row"]
-        model.check_finite(losses, batch["row_id"][row])
+        model.check_finite(losses, batch["index"][row])
         counts = torch.bincount(row, minlength=len(batch["index"]))
         means = losses.new_zeros(len(counts)).index_add_(0, row, losses) / counts
         own, gamma = ~batch["companion"], self.selector.gamma(model.stage_epoch)
-        self._seen.append(torch.stack([batch["index"][own].double(), means[own].detach().double()], 1))
+        exact = widest(losses.device)
+        self._seen.append(torch.stack([batch["index"][own].to(exact), means[own].detach().to(exact)], 1))
         share = self.selector.factors(batch["index"][own].cpu()).to(means) * means[own]
         safe = losses[~own[row]].sum() / max(1.0, float(batch["companion_tokens"]))
         return gamma * safe + (1 - gamma) * share.sum() / max(1.0, float(batch["step_rows"]))
@@ -268,7 +270,7 @@ class Bilevel:
     def end_step(self, model: Any) -> None:
         """The selector's own step."""
         device = model.device
-        seen = torch.cat([torch.zeros((0, 2), dtype=torch.float64, device=device), *self._seen])
+        seen = torch.cat([torch.zeros((0, 2), dtype=widest(device), device=device), *self._seen])
         whole, _ = gather(model.trainer.strategy, seen)
         whole = whole[torch.argsort(whole[:, 0])].cpu()
         self.selector.update(whole[:, 0].long(), whole[:, 1].float())
@@ -283,6 +285,11 @@ def _whole_rows(batch: Batch) -> Tensor:
     """Of each response token: its row's place in the stage, its place in the row, and whether it is selected from."""
     row = batch["row"]
     return torch.stack([batch["index"][row], batch["ordinal"], batch["selected"][row].long()], 1)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The most exact floating type of a device: GPUs of Apple have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def gather(strategy: Any, values: Tensor) -> tuple[Tensor, int]:

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toss_lightning.data.rowset import name_rows
 from toss_lightning.errors import TrainingError
 from toss_lightning.gradients import Gradients, Kind, RowGradients, RowProducts
 from toss_lightning.models.adapters import SLOT
-from toss_lightning.models.objective import Batch, gather
+from toss_lightning.models.objective import Batch, gather, widest
 from toss_lightning.models.rounding import rounded_otherwise
 
-REFERENCE = "data.safety"
-NAMED = 5
-"""Rows that a message names at most."""
+REFERENCE = "safety"
+"""The set that corrections look at."""
 
 
 def check_probed(model: Any, size: int) -> None:
@@ -121,7 +121,9 @@ class ModelProbe:
         flat = self._sum(torch.cat([sums[0].new_tensor([total]), *(whole.flatten() for whole in sums)]))
         if not flat.isfinite().all():
             own = torch.cat([torch.zeros(0, dtype=torch.int64, device=self.model.device), *wrong])
-            raise self._not_finite(gather(self.model.trainer.strategy, own.unsqueeze(1))[0], REFERENCE)
+            row_ids = gather(self.model.trainer.strategy, own.unsqueeze(1))[0].unique().tolist()
+            # the sum alone may overflow
+            raise self._not_finite(name_rows(row_ids, REFERENCE) if row_ids else f"data.{REFERENCE}")
         parts = flat[1:].split([parameter.numel() for parameter in parameters])
         return flat[0].item(), {name: part.view_as(value) for (name, value), part in zip(named, parts, strict=True)}
 
@@ -131,7 +133,9 @@ class ModelProbe:
         Raises:
             TrainingError: one of a row is not finite.
         """
-        return self._products(self._there(range(self.size)), direction, REFERENCE)
+        return self._products(
+            self._there(range(self.size)), direction, lambda wrong: name_rows(wrong[:, 0].tolist(), REFERENCE)
+        )
 
     def task_products(self, direction: Gradients | None) -> RowProducts:
         """The same of the rows of the coming step, with the weights that their tokens have.
@@ -139,10 +143,13 @@ class ModelProbe:
         Raises:
             TrainingError: one of a row is not finite.
         """
-        return self._products(self._step, direction, "the coming step")
+        datamodule: Any = self.model.trainer.datamodule
+        return self._products(self._step, direction, lambda wrong: datamodule.named(wrong[:, 1].tolist()))
 
-    def _products(self, batches: Iterable[Batch], direction: Gradients | None, name: str) -> RowProducts:
-        found = []
+    def _products(
+        self, batches: Iterable[Batch], direction: Gradients | None, named: Callable[[Tensor], str]
+    ) -> RowProducts:
+        found, exact = [], widest(self.model.device)
         for batch in batches:
             if not len(batch["index"]):
                 continue
@@ -152,20 +159,16 @@ class ModelProbe:
                 norms, products = measured.backward(means)
             tokens = torch.bincount(batch["row"][weight != 0], minlength=len(means))
             of_rows = [batch["row_id"], batch["index"], tokens, means.detach(), norms, products]
-            found.append(torch.stack(of_rows, 1).double())
-        own = torch.cat([torch.zeros((0, 6), dtype=torch.float64, device=self.model.device), *found])
+            found.append(torch.stack(of_rows, 1).to(exact))
+        own = torch.cat([torch.zeros((0, 6), dtype=exact, device=self.model.device), *found])
         whole, _ = gather(self.model.trainer.strategy, own)
         if not (finite := whole.isfinite().all(1)).all():
-            raise self._not_finite(whole[~finite, 0].long(), name)
+            raise self._not_finite(named(whole[~finite, :2].long()))
         whole = whole[torch.argsort(whole[:, 1])]
         _, rows, tokens, loss, norm, product = whole.unbind(1)
         return RowProducts(rows.long(), tokens.long(), loss.float(), norm.float(), product.float())
 
-    def _not_finite(self, row_ids: Tensor, name: str) -> TrainingError:
-        """Blames the rows, or the set where none is known."""
-        rows = row_ids.unique().tolist()
-        more = f" and {len(rows) - NAMED} others" if len(rows) > NAMED else ""
-        which = f"row {', '.join(map(str, rows[:NAMED]))}{more} of {name}" if rows else name
+    def _not_finite(self, which: str) -> TrainingError:
         return TrainingError(
             f"stage {self.model.stage_name}, step {self.model.trainer.global_step}: a loss or gradient that"
             f" model.correction asks for is not finite on {which}: look there, or lower model.optim.lr"

@@ -1,5 +1,10 @@
 """The model card that lies beside each adapter."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 
 from toss_lightning.report.summary import PLAIN, Summary, held_out_lines
@@ -33,7 +38,32 @@ ROLES = {
 }
 
 
-def model_card(name: str, adapter: str, base_path: str, summary: Summary, weights: np.ndarray | None = None) -> str:
+@dataclass(frozen=True)
+class Rendered:
+    """What the base alone does not say of how rows became text."""
+
+    own_template: bool = False
+    """The chat template is the one beside the card."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Variables that the template was given."""
+
+    def __str__(self) -> str:
+        """As a sentence of the card; empty where the base says all."""
+        if not self.own_template and not self.options:
+            return ""
+        template = "`chat_template.jinja` of this directory" if self.own_template else "the base's chat template"
+        options = f" and `{json.dumps(self.options)}`" if self.options else ""
+        return f"\nRows were rendered with {template}{options}: serve it with the same.\n"
+
+
+def model_card(
+    name: str,
+    adapter: str,
+    base_path: str,
+    summary: Summary,
+    weights: np.ndarray | None = None,
+    rendered: Rendered | None = None,
+) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
@@ -42,6 +72,7 @@ def model_card(name: str, adapter: str, base_path: str, summary: Summary, weight
         base_path: the base.
         summary: of the run so far.
         weights: Shape ``[tokens]``: the token weights that it was trained with; None for 1 everywhere.
+        rendered: how rows became text, where the base alone does not say.
     """
     title, text = ROLES["plain" if adapter == "target" and summary.method == PLAIN else adapter]
     text = text.format(method=summary.method)
@@ -71,7 +102,7 @@ Trained for {stage["epochs"]} epochs ({stage["steps"]} optimizer steps) on the {
 {stage["set"]} set{promoted}{beside}.{kept}{stopped} Mean token losses on held-out rows:
 
 {losses}
-
+{rendered or ""}
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM

@@ -23,6 +23,8 @@ Number = float | Literal["fit"]
 HARMLESS, HARMFUL = "utility_val", "harmful_val"
 """Rows whose kind is known, and that no reference was trained on."""
 
+EVEN = 0.5
+"""The probability of harm above which it is likelier than not."""
 FIT_TOKENS = 1 << 19
 """Tokens that are enough to fit three numbers."""
 START = Chain(stay=0.95, prior=0.1, temperature=2.0)
@@ -60,7 +62,7 @@ class ChainSelection(Selection):
     def __init__(
         self,
         discard: float | None = 0.1,
-        threshold: float = 0.5,
+        threshold: float = EVEN,
         stay: Number = "fit",
         temperature: Number = "fit",
         prior: Number = "fit",
@@ -74,6 +76,11 @@ class ChainSelection(Selection):
             )
         if not 0 < threshold < 1:
             raise ConfigError(f"loop.selection.threshold: {threshold} is no probability: give a number in (0, 1)")
+        if threshold != EVEN and discard is not None:
+            raise ConfigError(
+                f"loop.selection.threshold: the share {discard} of loop.selection.discard makes the cut: set discard to"
+                " null, or leave threshold out"
+            )
         if false_alarms is not None and not 0 <= false_alarms < 1:
             raise ConfigError(
                 f"loop.selection.false_alarms: {false_alarms} is not a share: give one in [0, 1), or null"
@@ -130,7 +137,7 @@ class ChainSelection(Selection):
             scores,
             masked,
             discard=self.discard,
-            threshold=self.threshold if self.false_alarms is None else None,
+            threshold=self.threshold if self.discard is None and self.false_alarms is None else None,
             false_alarms=self.false_alarms,
             held_out={name: tokens.about() for name, tokens in known.items()},
             cut_log_odds=cut if self.discard is None else None,

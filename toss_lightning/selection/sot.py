@@ -89,6 +89,10 @@ class Sot(Selection):
         check_one_of("weights", weights, get_args(Weights))
         check_above_zero(epsilon=epsilon, lr=lr, tolerance=tolerance)
         check_at_least(1, steps=steps, max_iterations=max_iterations)
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise ConfigError(f"loop.selection.device: {device!r} is none: give cpu, or cuda") from error
         if not 0 <= push < math.inf:
             raise ConfigError(
                 f"loop.selection.push: {push} is no number, or would pull towards the harmful set: give 0 or more"
@@ -102,7 +106,8 @@ class Sot(Selection):
         """Learns the weights and keeps the rows of the highest.
 
         Raises:
-            ConfigError: no row comes out nearer to the anchor set, or farther from the harmful one, than another.
+            ConfigError: no row comes out nearer to the anchor set, or farther from the harmful one, than another;
+                or the device is not to be had.
             StoreError: an embedding is not finite.
         """
         custom, anchor, harmful = (self._embeddings(scores, name) for name in ("custom", self.anchor, "harmful"))
@@ -144,7 +149,11 @@ class Sot(Selection):
         )
 
     def _embeddings(self, scores: TokenScores, name: str) -> Tensor:
-        values = torch.tensor(scores.feature("embedding", name), device=self.device)
+        try:
+            values = torch.tensor(scores.feature("embedding", name), device=self.device)
+        except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
+            reason = f"not to be had here ({str(error).splitlines()[0]})"
+            raise ConfigError(f"loop.selection.device: {self.device}: {reason}: give cpu") from error
         if not values.isfinite().all():
             raise StoreError(f"{scores.path}: embeddings of the {name} set are not finite: score again")
         return values
@@ -193,7 +202,7 @@ def push_pull(
             potentials = {"anchor": near.g, "harmful": far.g}
             solved.append((near, far))
             if step < steps:
-                gradient = (near.f - push * far.f).double().cpu()
+                gradient = (near.f - push * far.f).cpu().double()
                 z = z - lr * (gradient - (log_weights.exp() * gradient).sum())
             bar.update()
     errors = [one.error for both in solved for one in both]

@@ -39,8 +39,9 @@ class Endpoint(Backend):
         model: the model's name at the endpoint.
         url: the endpoint up to ``/chat/completions``, as ``https://api.openai.com/v1``.
         key_env: the environment variable that holds the key; an endpoint on this machine may do without.
-        requests_per_minute: no more requests than these are begun in a minute, repeated ones included.
-        retries: how often a request is made again.
+        requests_per_minute: no more requests than these are begun in a minute, repeated ones included; of each process
+            that judges, as each run of a comparison is.
+        retries: how often a request is made again; the default outlasts a quota of so many a minute.
         timeout: seconds without a byte after which a request has failed.
         price_in: price of a million tokens of questions.
         price_out: price of a million tokens of answers.
@@ -58,7 +59,7 @@ class Endpoint(Backend):
         url: str,
         key_env: str = "OPENAI_API_KEY",
         requests_per_minute: int | None = None,
-        retries: int = 5,
+        retries: int = 8,
         timeout: float = 60.0,
         price_in: float | None = None,
         price_out: float | None = None,
