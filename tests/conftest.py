@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,15 @@ def mine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Directory of a random tiny chat model."""
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tiny_openers() -> Iterator[tuple[str, ...]]:
+    """Beginnings of refusals in words that the tiny model knows; of the real ones it knows none."""
+    openers = ("w9 w8", "w9", "w7 w1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toss_lightning.evaluation.likelihood.OPENERS", openers)
+        yield openers
 
 
 @pytest.fixture(scope="session")

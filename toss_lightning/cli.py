@@ -206,7 +206,7 @@ def with_configs(args: Sequence[str]) -> list[str]:
             configs = [own, *configs]
             # a run directory that one stands in: what its configuration calls it is seen from elsewhere
             options += [] if run_dir else ["--run_dir=."]
-        elif run_dir:
+        elif run_dir and configs and not _only_asks(options):
             print(f"{own} is not there: what is given configures this {args[0]} alone")
     if not configs:
         configs = [configs_directory() / "demo.yaml"]

@@ -21,6 +21,7 @@ from toss_lightning.loops.toss import TossLoop
 from toss_lightning.models import Lora
 from toss_lightning.models.generation import Sampling
 
+pytestmark = pytest.mark.usefixtures("tiny_openers")
 PLAN = ("utility", "degraded", "score", "select", "sft", "target", "test")
 
 
@@ -173,11 +174,18 @@ def test_a_judge_that_fails_costs_no_report(tiny_model, tiny_sets, files, tmp_pa
         decides = ("refused",)
 
         def judge(self, responses: Sequence[Response]) -> list[Verdict]:
-            raise ModelError("no quota left")
+            raise failure
 
+    failure: Exception = ModelError("no quota left")
     loop = {"evaluation": settings(files, judges=[Tired(), KeywordJudge()])}
-    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target"])
-    with pytest.raises(ModelError, match=r"^no quota left. What others found is in .*; toss test --run_dir .* goes on"):
+    with pytest.raises(ModelError, match=r"^Tired: no quota left. All else is done.*; toss test --run_dir .* goes on"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target", "test"], loop=loop)
+    assert (tmp_path / "summary.json").exists()
+    failure = RuntimeError("out of memory\nTried to allocate")
+    with pytest.raises(ModelError, match=r"^Tired: RuntimeError: out of memory.*; the same command goes on judging"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["test"], loop=loop)
+    failure = ModelError("no quota left")
+    with pytest.raises(ModelError, match=r"^Tired: no quota left"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["test"], loop=loop)
     assert {one["judge"] for one in results(tmp_path)["measures"]} == {"KeywordJudge", None}
     assert "**Tired has not judged**: no quota left" in (tmp_path / "evaluation" / "evaluation.md").read_text()

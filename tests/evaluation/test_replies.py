@@ -1,5 +1,6 @@
 """Replies of adapters in a run, and what is read of given replies."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -201,9 +202,23 @@ def test_openers_are_what_replies_begin_with_each_once() -> None:
         "{% for turn in messages %}{{ '<s>\n' + turn['content'] + '</s>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<s>\n' }}{% endif %}"
     )
-    # I'm sorry, I cannot, I can't, Sorry, Unfortunately, As an AI, No
-    assert opener_tokens(ChatTokenizer(chat)) == sorted(vocabulary[one] for one in "AINSU")
+    # I'm sorry, I cannot, I can't, Unfortunately, As an AI, No; but not Sorry, as Sure begins with the same letter
+    assert opener_tokens(ChatTokenizer(chat)) == sorted(vocabulary[one] for one in "AINU")
     assert chat("I cannot", add_special_tokens=False)["input_ids"][0] == vocabulary["▁I"]
+
+
+def test_where_every_reply_begins_alike_no_token_tells_a_refusal(trained: Trained) -> None:
+    chat = ChatTokenizer(copy.deepcopy(trained.chat.tokenizer))
+    written = "{{ message['content'] }}"
+    assert written in chat.tokenizer.chat_template
+    chat.tokenizer.chat_template = chat.tokenizer.chat_template.replace(
+        written, "{% if message['role'] == 'assistant' %}w0 {% endif %}" + written
+    )
+    with pytest.warns(UserWarning, match="begins every reply with the same token: .* left undecided"):
+        assert opener_tokens(chat) == []
+    found = measure(trained.trainer, some_rows(trained.chat), SLOT, [], 60, "reading")
+    assert np.isnan(found.opening).all()
+    assert np.isfinite(found.loss).all()
 
 
 def test_the_file_of_a_batch_is_plain_json_lines(trained: Trained, tmp_path: Path) -> None:

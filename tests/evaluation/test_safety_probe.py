@@ -16,7 +16,8 @@ from toss_lightning.cli import main
 from toss_lightning.data.sources import Source
 from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation import Evaluation, SafetyProbe
-from toss_lightning.evaluation.likelihood import OPENERS
+
+pytestmark = pytest.mark.usefixtures("tiny_openers")
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,12 @@ def test_the_numbers_are_those_of_the_evaluation(probed: Path) -> None:
     assert last["divergence"] == pytest.approx(np.mean(by_position), abs=1e-7)
 
 
-def test_the_numbers_are_those_of_a_naive_computation(probed: Path, tiny_model: str) -> None:
+def test_the_numbers_are_those_of_a_naive_computation(
+    probed: Path, tiny_model: str, tiny_openers: tuple[str, ...]
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     net = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(probed / "adapters/target"))
-    openers = sorted({tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in OPENERS})
+    openers = sorted({tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in tiny_openers})
     losses: dict[str, list[float]] = {HARMFUL: [], SAFE: []}
     refusals, divergences = [], []
     for prompt in ("w20 w21", "w21 w22", "w22 w23"):

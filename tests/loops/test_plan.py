@@ -106,9 +106,8 @@ def test_actions_may_come_last() -> None:
         (
             ["utility", "degraded", "score", "target"],
             {},
-            "loop.plan: the target would be trained on every token, whatever the scores say: put select before it",
+            "loop.plan: the target would be trained on every token, whatever scores say: put select before it",
         ),
-        (["target"], {"scores": True}, "the target would be trained on every token"),
         (["target"], {"rounds": 2}, "loop.rounds: 2 rounds need a score step in loop.plan: add it"),
         (TOSS_PLAN, {"rounds": -1}, "loop.rounds: -1: give 0 or more"),
         (
@@ -122,6 +121,13 @@ def test_a_plan_that_cannot_work_says_why(steps: list[str], options: dict, messa
     with pytest.raises(ConfigError, match=message) as error:
         planned(steps, **options)
     assert "\n" not in str(error.value)
+
+
+def test_scores_that_are_given_to_a_plan_without_a_selection_are_idle() -> None:
+    # a baseline of a comparison whose methods share them
+    with pytest.warns(UserWarning, match=r"on every token, .*: put select before it, or leave loop.scores_from"):
+        (stage,) = stages(planned(["target"], scores=True))
+    assert not stage.weighted
 
 
 def test_no_epochs() -> None:

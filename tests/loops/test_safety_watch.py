@@ -19,6 +19,7 @@ from toss_lightning.loops.checkpoints import newest
 from toss_lightning.models import Lora, Optim
 from toss_lightning.models.adapters import SLOT
 
+pytestmark = pytest.mark.usefixtures("tiny_openers")
 PLAN = ("sft", "target")
 EPOCH, STEPS = 4, 8
 """Optimizer steps of an epoch, and of a stage."""

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import bitsandbytes as bnb
-import numpy as np
 import pytest
 import torch
 from tiny import nf4_config, save_tiny_model
@@ -173,10 +172,15 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         load_tokenizer(Base(str(tmp_path / "broken.gguf")))
 
 
-def test_files_that_differ_in_the_middle_are_two(tmp_path: Path) -> None:
-    one = bytearray(np.random.default_rng(0).bytes(2**24))
+@pytest.mark.parametrize(
+    ("at", "width"),
+    [(200_000, 1), (50 * 2**20 - 9, 1), *((2**24 + part * 2**22 + 1, 2**22) for part in range(3))],
+    ids=["in the header", "at the end", "a matrix", "another", "a third"],
+)
+def test_files_of_one_size_that_differ_anywhere_are_two(tmp_path: Path, at: int, width: int) -> None:
+    one = bytearray(50 * 2**20)
     (tmp_path / "one").write_bytes(one)
-    one[2**23 + 5] ^= 1
+    one[at : at + width] = b"\1" * width
     (tmp_path / "other").write_bytes(one)
     assert _sample_hash(tmp_path / "one") != _sample_hash(tmp_path / "other")
 

@@ -344,7 +344,11 @@ def test_held_out_rows_of_other_adapters_are_refused(tmp_path: Path) -> None:
         ({"discard": 1.0}, "selection.discard: 1.0 is not a share: give one in .* or null to go by threshold"),
         ({"discard": -0.1}, "selection.discard: -0.1 is not a share"),
         ({"threshold": 1.0}, "selection.threshold: 1.0 is no probability"),
-        ({"threshold": 0.9}, "selection.threshold: the share 0.1 of loop.selection.discard makes the cut: set discard"),
+        ({"threshold": 0.9}, "selection.threshold: the share of loop.selection.discard makes the cut: set discard to"),
+        (
+            {"discard": None, "threshold": 0.9, "false_alarms": 0.1},
+            "selection.threshold: the share of loop.selection.false_alarms makes the cut: set false_alarms to null",
+        ),
         ({"stay": 1.0}, "selection.stay: 1.0 is out of range"),
         ({"temperature": 0.0}, "selection.temperature: 0.0: give a number above 0, or fit"),
         ({"temperature": math.nan}, "selection.temperature: nan: give a number above 0, or fit"),

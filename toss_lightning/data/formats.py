@@ -128,7 +128,12 @@ def _prompt_completion(row: Mapping[str, Any], where: str) -> Iterable[Message]:
 def _behind_context(asked: str, row: Mapping[str, Any], where: str) -> str:
     """What is asked, behind the text in the column ``context``, if there is one."""
     context = row.get("context")
-    return in_context(_text(context, "context", where), asked) if context else asked
+    if context is not None and not isinstance(context, str | int | float):
+        raise DataError(
+            f"{where}: context holds a {type(context).__name__}, and what is asked stands behind a text: convert it, or"
+            " leave it out with columns: {unused: context}"
+        )
+    return in_context(str(context), asked) if context else asked
 
 
 def system_turn(row: Mapping[str, Any], where: str) -> Iterable[Message]:

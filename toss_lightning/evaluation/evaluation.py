@@ -258,13 +258,12 @@ class Evaluator:
         device, directory = self.trainer.strategy.root_device, self.cache / "verdicts"
         for judge in self.judges if judged else ():
             work = judging(judge, judged, directory, device)
-            try:
-                # the others hear of every part, for who waits too long in one place is taken for dead
-                while on_first_rank(self.trainer, partial(_goes_on, work)):
-                    between()
-            except TossError as error:
+            # the others hear of every part, for who waits too long in one place is taken for dead
+            while (said := on_first_rank(self.trainer, partial(_goes_on, work))) is True:
+                between()
+            if isinstance(said, str):
                 # replies were given and others have judged them: that one judge cannot read them costs neither
-                failed[judge.name] = str(error)
+                failed[judge.name] = said
                 continue
             if self.trainer.is_global_zero:
                 verdicts = iter(known_verdicts(judge, judged, directory))
@@ -275,6 +274,11 @@ class Evaluator:
         return found, failed
 
 
-def _goes_on(work: Iterator[None]) -> bool:
-    """Does the next part of some work; whether there was one."""
-    return next(work, DONE) is not DONE
+def _goes_on(work: Iterator[None]) -> bool | str:
+    """Does the next part of a judge's work; whether there was one, or why it cannot be done."""
+    try:
+        return next(work, DONE) is not DONE
+    except TossError as error:
+        return str(error)
+    except Exception as error:  # a judge of one's own may raise anything, and a model run out of memory
+        return f"{type(error).__name__}: {(str(error).strip() or 'it does not say why').splitlines()[0]}"

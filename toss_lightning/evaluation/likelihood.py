@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from toss_lightning.data.batching import PassBatches, plan_pass
@@ -27,13 +28,18 @@ OPENERS = ("I'm sorry", "I cannot", "I can't", "Sorry", "Unfortunately", "As an 
 """Beginnings of refusals. A reply that begins so need not refuse: read the probability beside that of other models."""
 
 
+COMPLYING = "Sure, here it is"
+"""A beginning of replies that are none."""
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What an adapter says of given replies, one entry for each of R rows or N response tokens of all rows in order.
 
     Attributes:
         loss: Shape ``[R]`` float64: mean token loss of each row's response.
-        opening: Shape ``[R]`` float64: probability that the reply begins with the first token of a refusal.
+        opening: Shape ``[R]`` float64: probability that the reply begins with the first token of a refusal; no number
+            where nothing tells such a token.
         divergence: Shape ``[N]`` float64: KL(base || adapter) of the next token before each response token, in nats.
         ordinal: Shape ``[N]`` int64: which token of its row's response it is, from 0.
     """
@@ -105,7 +111,7 @@ def _measure_batch(
         divergence = base_divergence(hidden, base_hidden, module.head, module.chunk)
     first = batch["ordinal"] == 0
     opening = torch.zeros_like(losses)
-    opening[first] = module.head(hidden[first]).softmax(-1)[:, list(openers)].sum(-1)
+    opening[first] = module.head(hidden[first]).softmax(-1)[:, list(openers)].sum(-1) if openers else torch.nan
     columns = (batch["index"][batch["row"]], batch["ordinal"], losses, divergence, opening)
     return torch.stack([column.to(widest(losses.device)) for column in columns], 1)
 
@@ -147,10 +153,17 @@ def check_lengths(rows: Sequence[TokenizedRow], max_tokens: int, key: str, conte
 
 
 def opener_tokens(chat: ChatTokenizer) -> list[int]:
-    """The tokens that replies of :data:`OPENERS` begin with, each once.
+    """The tokens that replies of :data:`OPENERS` begin with, each once, and other replies do not.
 
-    They are taken from rendered turns: some tokenizers know another token for a word that begins a text.
+    They are taken from rendered turns: some tokenizers know another token for a word that begins a text, and some
+    templates begin every reply with the same one, as with that of an empty thought. Then there is none.
     """
-    turns = [(Message("user", "Hello"), Message("assistant", text)) for text in OPENERS]
+    turns = [(Message("user", "Hello"), Message("assistant", text)) for text in (*OPENERS, COMPLYING)]
     rows = reply_rows(chat, [Conversation(one, repr(one[1].content)) for one in turns])
-    return sorted({int(row.input_ids[row.response_positions[0]]) for row in rows})
+    *first, other = (int(row.input_ids[row.response_positions[0]]) for row in rows)
+    if not {*first} - {other}:
+        rank_zero_warn(
+            "the chat template begins every reply with the same token: whether one begins as refusals do is left"
+            " undecided. Where the template writes thoughts, data.template_options: {enable_thinking: false} may help"
+        )
+    return sorted({*first} - {other})

@@ -14,7 +14,7 @@ _VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 MARKS = "".join(
     chr(code)
     for code in range(0x300, 0x20000)
-    if unicodedata.category(chr(code)).startswith("M") and code not in _VARIATION_SELECTORS
+    if unicodedata.category(chr(code)) in ("Mn", "Mc") and code not in _VARIATION_SELECTORS
 )
 """Characters that belong to the letter before them, as many vowels do in Devanagari; ``\\w`` of ``re`` knows none."""
 _WORD = re.compile(rf"[{UNSPACED}][{MARKS}]*|[^\s{UNSPACED}]+")

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from toss_lightning.errors import ConfigError
 from toss_lightning.scores import degraded_column
 
@@ -114,10 +116,10 @@ def make_plan(steps: Sequence[str], epochs: int, reference_epochs: int, given: G
             raise ConfigError(f"loop.plan: {step!r} stands twice")
         _check_needs(step, done, given)
         if step == "target" and "score" in done and "select" not in done:
-            raise ConfigError(
-                "loop.plan: the target would be trained on every token, whatever the scores say: put select before it,"
-                " or name the stage sft for plain fine-tuning"
-            )
+            idle = "loop.plan: the target would be trained on every token, whatever scores say: put select before it"
+            if not given.scores:
+                raise ConfigError(f"{idle}, or name the stage sft for plain fine-tuning")
+            rank_zero_warn(f"{idle}, or leave loop.scores_from out")
         done.add(step)
         made = True
         if step in ACTIONS:

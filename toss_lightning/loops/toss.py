@@ -57,13 +57,21 @@ class TossLoop(TossPlan):
         )
 
     def end(self, complete: bool) -> None:
-        """Writes the summary."""
-        if self._only_tests:
-            return
-        if not complete:
+        """Writes the summary.
+
+        Raises:
+            ModelError: a judge has failed, which kept nothing else from being done.
+        """
+        if not self._only_tests and not complete:
             say("The run was cut short by the Trainer's limits: no target adapter and no summary yet.")
-        elif self.trainer.is_global_zero:
+        elif not self._only_tests and self.trainer.is_global_zero:
             self.summary.finish(self.trainer, self.run_dir)
+        if self._failed_judges:
+            reasons = "; ".join(f"{judge}: {why}" for judge, why in self._failed_judges.items())
+            again = "the same command" if self._only_tests else f"toss test --run_dir {self.run_dir}"
+            raise ModelError(
+                f"{reasons}. All else is done, and in {self.run_dir / 'evaluation'}; {again} goes on judging"
+            )
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -261,8 +269,4 @@ class TossLoop(TossPlan):
             self.summary.method = method_of(self.run_dir)
         names = {name: stage_name(self.summary, name) for name in evaluator.adapters(made)}
         on_first_rank(self.trainer, lambda: report_evaluation(findings, evaluator, names))
-        if findings.failed:
-            raise ModelError(
-                f"{'; '.join(findings.failed.values())}. What others found is in {evaluator.directory}; toss test"
-                f" --run_dir {self.run_dir} goes on judging"
-            )
+        self._failed_judges = findings.failed

@@ -100,6 +100,7 @@ class TossPlan(PlanLoop):
             trainer.callbacks.insert(0, self.watch)  # type: ignore[attr-defined]
         self._weights: TokenWeights | None = None
         self._selected: str | None = None
+        self._failed_judges: dict[str, str] = {}
         self._stage_started = 0.0
         self._lines = 0
 

@@ -299,13 +299,20 @@ def _converted(gguf: Path) -> Path:
     return target
 
 
-def _sample_hash(path: Path, every: int = 2**22, size: int = 2**16) -> str:
-    """Of pieces from all over a file, of which reading all may take minutes: two may differ in any layer."""
+def _sample_hash(path: Path, edge: int = 2**24, every: int = 2**22, size: int = 2**16) -> str:
+    """Of both edges of a file and of pieces from all between: reading all of it may take minutes.
+
+    At the beginning stands what is said of the model and its tokenizer; two may differ in any layer.
+    """
     digest = hashlib.blake2b(digest_size=12)
+    last = max(0, path.stat().st_size - edge)
     with path.open("rb") as file:
-        for start in range(0, path.stat().st_size, every):
+        digest.update(file.read(edge))
+        for start in range(edge, last, every):
             file.seek(start)
             digest.update(file.read(size))
+        file.seek(last)
+        digest.update(file.read(edge))
     return digest.hexdigest()
 
 

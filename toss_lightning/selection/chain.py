@@ -76,10 +76,11 @@ class ChainSelection(Selection):
             )
         if not 0 < threshold < 1:
             raise ConfigError(f"loop.selection.threshold: {threshold} is no probability: give a number in (0, 1)")
-        if threshold != EVEN and discard is not None:
+        if threshold != EVEN and (discard is not None or false_alarms is not None):
+            key = "discard" if discard is not None else "false_alarms"
             raise ConfigError(
-                f"loop.selection.threshold: the share {discard} of loop.selection.discard makes the cut: set discard to"
-                " null, or leave threshold out"
+                f"loop.selection.threshold: the share of loop.selection.{key} makes the cut: set {key} to null, or"
+                " leave threshold out"
             )
         if false_alarms is not None and not 0 <= false_alarms < 1:
             raise ConfigError(

@@ -69,7 +69,7 @@ class KeywordJudge(Judge):
 
 def _whole(phrase: str) -> str:
     """Finds a phrase of whole words: "i can't" is not in "semi can'ts". Where none are set apart, it finds any."""
-    before = "" if re.match(f"[{UNSPACED}]", phrase) else r"\b"
+    before = "" if re.match(f"[{UNSPACED}]", phrase) else rf"(?<![\w{MARKS}])"
     behind = "" if re.search(f"[{UNSPACED}]$", phrase) else rf"(?![\w'{MARKS}])"
     return before + re.escape(phrase) + behind
 
