@@ -51,6 +51,7 @@ def finish(
     measures: Sequence[dict[str, Any]],
     seconds: float = 10.0,
     weak: dict[str, str] | None = None,
+    stopped: dict[str, str] | None = None,
     **losses: float,
 ) -> None:
     """Leaves behind what a run would."""
@@ -59,7 +60,7 @@ def finish(
     run.evaluation.write_text(json.dumps({"measures": list(measures), **adapters}))
     stages = {"target": {"seconds": seconds}, "test": {"seconds": 1000.0}}
     held_out = {"base": {"task_loss": 3.0}, "target": losses} if losses else {}
-    summary = {"stages": stages, "held_out": held_out, "idle": [], "weak": weak or {}}
+    summary = {"stages": stages, "held_out": held_out, "idle": [], "weak": weak or {}, "stopped": stopped or {}}
     run.summary.write_text(json.dumps(summary))
     run.file("training", "evaluation")
 

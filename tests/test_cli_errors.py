@@ -285,6 +285,11 @@ def test_trainer_arguments_that_the_loop_needs_for_itself(capsys, option, said):
     assert said in error
 
 
+def test_where_a_run_lies_is_said_in_one_place(capsys):
+    error = refused(capsys, "fit", "--trainer.default_root_dir", "elsewhere")
+    assert error == "trainer.default_root_dir: set run_dir, in which all of a run lies"
+
+
 def test_validation_after_more_batches_than_a_stage_may_have(capsys):
     error = refused(capsys, "fit", "--trainer.val_check_interval", "50")
     assert error.startswith("trainer.val_check_interval: 50 micro-batches may be more than a stage has: give a share")

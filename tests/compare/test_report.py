@@ -43,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             measure("harmful compliance", [0.0] * 40, harmful, judge="J"),
         ]
         weak = {"degraded": "the reference has learned nothing"} if (name, seed) == ("TOSS-Pro", 2) else None
-        finish(run, measures, 10.0 * (1 + NAMES.index(name)), weak, task_loss=2.0 + share + draw.random() / 10)
+        stopped = {"target": "stage target was stopped at step 5 of 100"} if (name, seed) == ("SPF", 1) else None
+        finish(run, measures, 10.0 * (1 + NAMES.index(name)), weak, stopped, task_loss=2.0 + share + draw.random() / 10)
     report_comparison(comparison, list(runs.values()), ["model.optim.lr: 1 in A; 2 in B"], ["TOSS-Pro"])
     return comparison.run_dir
 
@@ -77,6 +78,7 @@ def test_markdown_has_a_line_for_each_model_and_a_statement_for_each_pair(conten
     assert "- Fewer seeds than the others: SPF (2)." in page
     assert "- Not there yet: SPF, seed 3." in page
     assert "- TOSS-Pro: seed 2: the reference has learned nothing." in page
+    assert "- SPF: seed 1: stage target was stopped at step 5 of 100." in page
     assert "- Methods differ in model.optim.lr: 1 in A; 2 in B." in page
     assert "- Not in the time of TOSS-Pro: making the references, scores or selection that they were given." in page
     assert "(compare.svg)" in page

@@ -6,6 +6,8 @@ import math
 import numpy as np
 
 from toss_lightning.data.formats import Conversation, Message
+from toss_lightning.evaluation.benchmark_measures import benchmark_measures
+from toss_lightning.evaluation.benchmarks import Benchmarks, Score, TaskResult
 from toss_lightning.evaluation.divergence_svg import draw_divergence
 from toss_lightning.evaluation.evaluation import Findings
 from toss_lightning.evaluation.likelihood import Reading
@@ -36,3 +38,11 @@ def test_losses_that_are_no_numbers_are_undecided_and_cost_nothing_else() -> Non
     assert list(content["divergence"]["safe replies"]) == ["base"]
     json.dumps(content, allow_nan=False)
     assert "</svg>" in draw_divergence(content["divergence"], {})
+
+
+def test_a_score_of_a_benchmark_that_is_no_number_is_undecided() -> None:
+    score = Score("perplexity", "none", "lower", None, math.nan, math.nan, 5)
+    task = TaskResult("words", "1", 0, 5, "digest", (score,))
+    (found,) = benchmark_measures(Benchmarks("1", ("words",), {}, {"base": {"words": task}}))
+    assert found.values == {"base": [None]}
+    assert found.intervals == {"base": {"value": None, "low": None, "high": None, "n": 5, "undecided": 1}}

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toss_lightning.cli import main
 from toss_lightning.data.sources import Source
-from toss_lightning.errors import ConfigError, DataError
+from toss_lightning.errors import ConfigError, DataError, TrainingError
 from toss_lightning.evaluation import Evaluation, SafetyProbe
 
 pytestmark = pytest.mark.usefixtures("tiny_openers")
@@ -125,6 +125,17 @@ def test_a_pair_that_no_batch_holds_is_refused(tiny_model, taught, tmp_path: Pat
     (tmp_path / "long.jsonl").write_text(json.dumps(row))
     loop = {"safety_probe": SafetyProbe(str(tmp_path / "long.jsonl"))}
     with pytest.raises(ConfigError, match=r"loop\.safety_probe\.pairs: one has \d+ tokens, and data\.max_tokens holds"):
+        tiny_fit(tiny_model, sets, tmp_path, plan=["target"], loop=loop)
+
+
+def test_a_limit_is_not_held_against_a_margin_that_is_no_number(
+    tiny_model, taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets, pairs = taught
+    values = {"margin": float("nan"), "refusal": 0.5, "divergence": 0.0}
+    monkeypatch.setattr("toss_lightning.evaluation.SafetyProber.measure", lambda *_: values)
+    loop = {"safety_probe": SafetyProbe(pairs, max_drop=0.5)}
+    with pytest.raises(TrainingError, match=r"max_drop: the margin of base is no finite number \(nan\): set model"):
         tiny_fit(tiny_model, sets, tmp_path, plan=["target"], loop=loop)
 
 

@@ -17,7 +17,7 @@ from ranks import assert_equal, by_lightning, one_run
 
 from toss_lightning.errors import ConfigError
 from toss_lightning.loops import TossProLoop
-from toss_lightning.models import Base
+from toss_lightning.models import Base, Optim
 from toss_lightning.models.sharding import check_sharding
 from toss_lightning.scores import TokenScores
 
@@ -82,12 +82,17 @@ def strategy(tensor_parallel: int = 1) -> ModelParallelStrategy:
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantised_base_is_refused(quantization: Any) -> None:
     with pytest.raises(ConfigError, match=rf"^trainer\.strategy: {quantization} weights cannot be sharded: .* ddp"):
-        check_sharding(strategy(), Base(quantization=quantization))
+        check_sharding(strategy(), Base(quantization=quantization), Optim())
 
 
 def test_tensor_parallelism_is_refused() -> None:
     with pytest.raises(ConfigError, match="set tensor_parallel_size: 1"):
-        check_sharding(strategy(tensor_parallel=2), Base(quantization="none"))
+        check_sharding(strategy(tensor_parallel=2), Base(quantization="none"), Optim())
+
+
+def test_an_optimizer_that_knows_no_sharded_parameters_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.optim\.paged_8bit: its kernels know no sharded parameters"):
+        check_sharding(strategy(), Base(quantization="none"), Optim(paged_8bit=True))
 
 
 def test_fsdp1_is_refused() -> None:

@@ -82,9 +82,9 @@ def test_and_a_run_killed_there_resumes(
 def test_a_limit_of_the_trainer_still_cuts_the_run(
     tiny_model, tiny_sets, tmp_path: Path, capsys, max_steps: int
 ) -> None:
-    end = EndAt("utility", 3)
-    tiny_fit(tiny_model, tiny_sets, tmp_path, [end], **RUN, max_steps=max_steps)
+    end, rarely = EndAt("utility", 3), {**RUN, "checkpoint_every": 100}
+    tiny_fit(tiny_model, tiny_sets, tmp_path, [end], **rarely, max_steps=max_steps)
     assert "cut short by the Trainer's limits" in capsys.readouterr().out
-    trainer = tiny_fit(tiny_model, tiny_sets, tmp_path, [end], **RUN, ckpt_path="last")
+    trainer = tiny_fit(tiny_model, tiny_sets, tmp_path, [end], **rarely, ckpt_path="last")
     assert {name: end.taken.count(name) for name in STAGES} == {**STAGES, "utility": 3}
     assert trainer.global_step == sum(STAGES.values()) - 3

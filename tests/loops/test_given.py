@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import scored, tiny_fit
+from runs import Kill, scored, tiny_fit
 from tiny import WORDS, save_tiny_model, some_pairs, write_rows
 
 from toss_lightning.errors import ConfigError, StoreError
@@ -54,6 +54,19 @@ def test_a_selection_of_another_run_and_the_target_alone(tiny_model, tiny_sets, 
     ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (tmp_path, pro))
     assert ours["selection"] == theirs["selection"]
     assert ours["method"] == theirs["method"] == "TOSS-Pro"
+
+
+def test_what_a_target_was_selected_by_names_its_method_after_a_resume_too(
+    tiny_model, tiny_sets, tmp_path: Path, pro: Path
+) -> None:
+    def fit(**options: Any) -> None:
+        loop = {"selection_from": str(pro / "selection")}
+        tiny_fit(tiny_model, {"custom": tiny_sets["custom"]}, tmp_path, plan=["target"], loop=loop, **options)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(callbacks=[Kill(2)])
+    fit(ckpt_path="last")
+    assert json.loads((tmp_path / "summary.json").read_text())["method"] == "TOSS-Pro"
 
 
 def test_a_selection_with_anchors_wants_the_selection_that_made_it(tiny_model, tiny_sets, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def facts(run_dir: Path) -> dict[str, Any]:
     summary = json.loads((run_dir / "summary.json").read_text())
     for stage in summary["stages"].values():
         stage.pop("seconds")
-    return {name: summary[name] for name in ("stages", "held_out", "rounds", "selection", "optimizer_steps")}
+    return {name: summary[name] for name in ("method", "stages", "held_out", "rounds", "selection", "optimizer_steps")}
 
 
 def metrics(run_dir: Path) -> list[tuple[str, ...]]:

@@ -15,7 +15,7 @@ from toss_lightning.loops.plan import TOSS_PLAN
 from toss_lightning.report.cards import model_card
 from toss_lightning.report.summary import Summary
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import Selection, TokenWeights
+from toss_lightning.selection import Rho1, Selection, TokenWeights
 
 IDS = torch.arange(1, 9).unsqueeze(0)
 
@@ -135,6 +135,14 @@ def test_a_template_of_ones_own_lies_beside_the_adapter(
     tiny_fit(tiny_model, tiny_sets, tmp_path / "plain", plan=("target",), loop={"epochs": 1})
     assert not (tmp_path / "plain" / "adapters" / "target" / "chat_template.jinja").exists()
     assert "rendered" not in card(tmp_path / "plain" / "adapters" / "target")
+
+
+def test_a_target_whose_tokens_are_weighed_in_training_is_not_said_to_lose_none(
+    tiny_model: str, tiny_sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_fit(tiny_model, tiny_sets, tmp_path, loop={"epochs": 1, "selection": Rho1()})
+    assert "weighed anew in each step" in card(tmp_path / "adapters" / "target")
+    assert "select: 94 response tokens, which are weighed anew in each step" in capsys.readouterr().out
 
 
 def test_a_card_tells_the_custom_set_from_what_a_mixture_adds() -> None:

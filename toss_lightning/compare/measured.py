@@ -102,7 +102,8 @@ def of_prompts(outcomes: Outcomes) -> list[Measured]:
         for seed, outcome in of_seed.items():
             for one in outcome.evaluation["measures"]:
                 facts = {key: one[key] for key in ("name", "better", "share", "judge", "screening")}
-                new = Measured(**facts, is_utility=one["set"] is not None, per_prompt=True, of={})
+                facts |= {"is_utility": one["set"] is not None, "per_prompt": one.get("per_prompt", True)}
+                new = Measured(**facts, of={})
                 measure = found.setdefault((one["name"], one["judge"]), new)
                 # a score of a run may happen to be 0 everywhere, which alone does not make it a share
                 measure.share = measure.share and one["share"]

@@ -40,7 +40,8 @@ def compare_outcomes(
         "measures": [_facts(one, methods, baseline, oracle) for one in measures],
         "time": _times(outcomes, methods, baseline),
         "idle": {name: reasons for name in methods if (reasons := _idle(outcomes[name]))},
-        "weak": {name: reasons for name in methods if (reasons := _weak(outcomes[name]))},
+        "weak": {name: reasons for name in methods if (reasons := _of_seeds(outcomes[name], "weak"))},
+        "stopped": {name: reasons for name in methods if (reasons := _of_seeds(outcomes[name], "stopped"))},
         "runs": [_run(name, seed, outcomes, measures) for name in methods for seed in sorted(outcomes[name])],
     }
 
@@ -57,9 +58,10 @@ def _idle(runs: Mapping[int, Outcome]) -> list[str]:
     return sorted({reason for run in runs.values() for reason in run.summary.get("idle", [])})
 
 
-def _weak(runs: Mapping[int, Outcome]) -> list[str]:
+def _of_seeds(runs: Mapping[int, Outcome], key: str) -> list[str]:
+    """What the summaries say there of each stage."""
     of_seeds = sorted(runs.items())
-    return [f"seed {seed}: {reason}" for seed, run in of_seeds for reason in run.summary.get("weak", {}).values()]
+    return [f"seed {seed}: {reason}" for seed, run in of_seeds for reason in run.summary.get(key, {}).values()]
 
 
 def _facts(measure: Measured, methods: Sequence[str], baseline: str, oracle: str | None) -> dict[str, Any]:

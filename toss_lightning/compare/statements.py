@@ -51,7 +51,8 @@ def notes(content: Content) -> list[str]:
     found = [
         spread,
         f"Beyond noise: p < {NOISE:g} after Holm's adjustment over all pairs of a measure.",
-        f"Time is that of training with all that a method needs, without evaluation, over {content['baseline']}'s.",
+        f"Time is that of training with all that a method needs, held-out losses included and the evaluation not, over"
+        f" {content['baseline']}'s.",
     ]
     if content.get("given"):
         given = ", ".join(content["given"])
@@ -67,6 +68,7 @@ def notes(content: Content) -> list[str]:
         found.append(f"Replies are still to be compared for the win rates of {', '.join(content['unjudged'])}.")
     found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content["idle"].items()]
     found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content["weak"].items()]
+    found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content["stopped"].items()]
     found += [f"Methods differ in {line}." for line in content.get("differing", [])]
     return found
 

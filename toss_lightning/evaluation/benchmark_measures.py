@@ -1,5 +1,6 @@
 """From results of lm-evaluation-harness to measures of utility."""
 
+import math
 from collections.abc import Iterator, Mapping
 from statistics import NormalDist
 from typing import Any
@@ -65,13 +66,20 @@ def _measure(name: str, scores: Mapping[str, Score]) -> Measure:
     if values:
         share = all(value in (0, 1, None) for of in values.values() for value in of)
         return Measure(title, first.better, values, share, set=name)
-    alone: dict[str, list[float | None]] = {adapter: [one.value] for adapter, one in scores.items()}
+    alone: dict[str, list[float | None]] = {adapter: [_finite(one.value)] for adapter, one in scores.items()}
     intervals = {adapter: _interval(one) for adapter, one in scores.items()}
     return Measure(title, first.better, alone, False, set=name, intervals=intervals)
 
 
 def _interval(score: Score) -> dict[str, Any]:
     """By the standard error that lm_eval drew."""
-    reach = None if score.stderr is None else Z * score.stderr
-    low, high = (None, None) if reach is None else (score.value - reach, score.value + reach)
-    return {"value": score.value, "low": low, "high": high, "n": score.n, "undecided": 0}
+    value = _finite(score.value)
+    if value is None or score.stderr is None or not math.isfinite(score.stderr):
+        return {"value": value, "low": None, "high": None, "n": score.n, "undecided": int(value is None)}
+    reach = Z * score.stderr
+    return {"value": value, "low": value - reach, "high": value + reach, "n": score.n, "undecided": 0}
+
+
+def _finite(value: float) -> float | None:
+    """A score that is no number, as half precision may give, is undecided."""
+    return value if math.isfinite(value) else None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ class Readings:
         self, trainer: Trainer, chat: ChatTokenizer, directory: Path, max_tokens: int, divergences: bool
     ) -> None:
         self.trainer, self.directory, self.max_tokens, self.divergences = trainer, directory, max_tokens, divergences
-        self.openers = opener_tokens(chat)
+        self.chat = chat
+
+    @cached_property
+    def openers(self) -> list[int]:
+        """See :func:`toss_lightning.evaluation.likelihood.opener_tokens`; of no use where nothing is read."""
+        return opener_tokens(self.chat)
 
     def of(self, rows: Sequence[TokenizedRow], adapter: str, name: str) -> Reading:
         """What an adapter says of some rows; the same on every rank.

@@ -43,10 +43,11 @@ class PlanCheckpoint(StopOnSignal, Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves behind an optimizer step whose turn it is."""
+        """Saves behind an optimizer step whose turn it is, or that is the last one."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        saved = trainer.global_step % self.every == 0
+        # the Trainer's own limits (max_time, max_steps) end a run here, and nothing is saved behind it
+        saved = trainer.global_step % self.every == 0 or trainer.should_stop or trainer.global_step == trainer.max_steps
         if saved:
             self.save(trainer)
         self.stop_if_told(trainer, saved)

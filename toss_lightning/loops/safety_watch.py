@@ -1,5 +1,6 @@
 """The safety probe in a run: when it is taken, where its values go, and what ends a stage."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from toss_lightning.data.tokenize import ChatTokenizer
+from toss_lightning.errors import TrainingError
 from toss_lightning.evaluation import SafetyProbe, SafetyProber
 from toss_lightning.models.adapters import BASE, SLOT, AdapterBank
 from toss_lightning.progress import say
@@ -56,6 +58,7 @@ class SafetyWatch(Callback):
         if summary.safety_probe:
             return
         base = self.prober.measure(BASE)
+        self._check_margin(BASE, base)
         counts = {"pairs": self.prober.read, "pairs_given": self.prober.given, "max_drop": self.settings.max_drop}
         summary.safety_probe = {**counts, "base": base, "stages": {}}
         self._log(trainer, BASE, base)
@@ -64,6 +67,14 @@ class SafetyWatch(Callback):
             f" {base['refusal']:.2%}; {self.prober.read} of {self.prober.given} pairs, every {self.settings.every}"
             f" optimizer steps of {' and '.join(self.settings.stages)}"
         )
+
+    def _check_margin(self, of: str, values: Mapping[str, float]) -> None:
+        """A limit that nothing can be compared with would never be reached."""
+        if self.settings.max_drop is not None and not math.isfinite(values["margin"]):
+            raise TrainingError(
+                f"loop.safety_probe.max_drop: the margin of {of} is no finite number ({values['margin']}): set"
+                " model.base.dtype to float32, or look at the rows of loop.safety_probe.pairs"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,6 +89,7 @@ class SafetyWatch(Callback):
             return
         summary: Summary = loop.summary
         values, base = self.prober.measure(SLOT), summary.safety_probe["base"]
+        self._check_margin(name, values)
         values |= {f"{key}_drift": values[key] - base[key] for key in ("margin", "refusal")}
         summary.safety_probe["stages"].setdefault(name, []).append({"step": step, **values})
         self._log(trainer, name, values)

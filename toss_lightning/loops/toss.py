@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -31,7 +32,11 @@ class TossLoop(TossPlan):
         if self._only_tests:
             return
         weighted = any(isinstance(step, Stage) and step.weighted for step in self.plan.steps)
-        self.summary.method = self.method.title(weighted, self.rounds)
+        if not self.summary.selection:
+            self.summary.method = self.method.title(weighted, self.rounds)
+        elif weighted:
+            # resumed behind a selection, which may be given and another method's
+            self._name_by(self.summary.selection)
         self.summary.start(self.trainer, self.plan.names)
         self.summary.precision = self.module.fingerprints()["precision"]
         self._warn_of_rounding(weighted)
@@ -63,7 +68,10 @@ class TossLoop(TossPlan):
             ModelError: a judge has failed, which kept nothing else from being done.
         """
         if not self._only_tests and not complete:
-            say("The run was cut short by the Trainer's limits: no target adapter and no summary yet.")
+            say(
+                "The run was cut short by the Trainer's limits: no target adapter and no summary yet. The same command"
+                " with --ckpt_path auto, and with other limits, goes on"
+            )
         elif not self._only_tests and self.trainer.is_global_zero:
             self.summary.finish(self.trainer, self.run_dir)
         if self._failed_judges:
@@ -82,8 +90,7 @@ class TossLoop(TossPlan):
             self._weights = self._load_selection()
             self._selected = self._weights.digest()
             self.summary.selection = self._weights.report
-            report = self._weights.report
-            self.summary.method = self.method.title(True, int(report.get("round", 0)), report.get("method"))
+            self._name_by(self._weights.report)
         module, data, is_target = self.module, self.datamodule, stage.adapter == "target"
         objective = self._new_objective(stage)
         correction = module.correction if is_target else None
@@ -100,6 +107,10 @@ class TossLoop(TossPlan):
         module.stage_name = stage.name
         pool = partial(data.batches, "safety") if correction is not None else None
         module.begin_objective(objective, pool, len(data.sets["safety"].rows) if pool else 0)
+
+    def _name_by(self, report: Mapping[str, Any]) -> None:
+        """Calls the method what the selection says that the target is trained with."""
+        self.summary.method = self.method.title(True, int(report.get("round", 0)), report.get("method"))
 
     def _new_objective(self, stage: Stage) -> Objective | Bilevel:
         """What the steps of a stage minimise; where a checkpoint left off, with what it held."""
@@ -200,9 +211,12 @@ class TossLoop(TossPlan):
 
     def act(self, action: Action) -> None:
         """Scores the custom set, or selects from its scores."""
-        started = time.monotonic()
+        # it may have begun in a process before, whose time counts too
+        self.summary.stages.setdefault(action.name, {"seconds": 0.0})
+        self._action, self._stage_started = action.name, time.monotonic()
         self.do(action)
-        self.summary.stages[action.name] = {"seconds": time.monotonic() - started}
+        self._count_time()
+        self._action = None
 
     def do(self, action: Action) -> None:
         """Does an action."""

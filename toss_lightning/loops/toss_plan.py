@@ -102,6 +102,7 @@ class TossPlan(PlanLoop):
         self._selected: str | None = None
         self._failed_judges: dict[str, str] = {}
         self._stage_started = 0.0
+        self._action: str | None = None
         self._lines = 0
 
     def end_with(self, step: str) -> None:
@@ -300,9 +301,9 @@ class TossPlan(PlanLoop):
         return None
 
     def _count_time(self) -> None:
-        now = time.monotonic()
-        if self.stage is not None and self.stage.name in self.summary.stages:
-            self.summary.stages[self.stage.name]["seconds"] += now - self._stage_started
+        now, running = time.monotonic(), self._action or (self.stage.name if self.stage is not None else None)
+        if running in self.summary.stages:
+            self.summary.stages[running]["seconds"] += now - self._stage_started
         self._stage_started = now
 
     @property

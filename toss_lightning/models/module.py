@@ -131,7 +131,7 @@ class WeightedLoraModule(LightningModule):
             return
         strategy = self.trainer.strategy
         device = strategy.root_device
-        check_sharding(strategy, self.base)
+        check_sharding(strategy, self.base, self.optim)
         if self.optim.paged_8bit and device.type != "cuda":
             raise ConfigError(f"model.optim.paged_8bit: needs a GPU, but this run is on {device}: set it to false")
         # a base that is to be sharded need not fit on the device that it is to compute on

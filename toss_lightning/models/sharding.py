@@ -15,6 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from toss_lightning.errors import ConfigError, ModelError
 from toss_lightning.models.base import Base
+from toss_lightning.models.optim import Optim
 
 
 def is_sharding(strategy: Strategy) -> bool:
@@ -22,11 +23,11 @@ def is_sharding(strategy: Strategy) -> bool:
     return isinstance(strategy, ModelParallelStrategy)
 
 
-def check_sharding(strategy: Strategy, base: Base) -> None:
+def check_sharding(strategy: Strategy, base: Base, optim: Optim) -> None:
     """Says why a base cannot be sharded as asked.
 
     Raises:
-        ConfigError: the base is quantised, or ranks would share rows.
+        ConfigError: the base is quantised, the optimizer knows no sharded parameters, or ranks would share rows.
     """
     if not isinstance(strategy, ModelParallelStrategy):
         return
@@ -35,6 +36,11 @@ def check_sharding(strategy: Strategy, base: Base) -> None:
             f"trainer.strategy: {base.quantization} weights cannot be sharded: FSDP2 moves packed weights as if they"
             " were numbers and trains on garbage. Use trainer.strategy: ddp, where each device holds the quantised base"
             " whole, or model.base.quantization: none"
+        )
+    if optim.paged_8bit:
+        raise ConfigError(
+            "model.optim.paged_8bit: its kernels know no sharded parameters, as FSDP2 makes of the adapters: set it to"
+            " false"
         )
     if strategy.device_mesh["tensor_parallel"].size() != 1:
         raise ConfigError(

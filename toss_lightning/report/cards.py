@@ -78,7 +78,9 @@ def model_card(
     text = text.format(method=summary.method)
     stage = summary.stages[name]
     masked = ""
-    if weights is not None:
+    if weights is not None and summary.selection.get("weighed_in_training") and weights.all():
+        masked = "\nWhat each response token counts was weighed anew in each step.\n"
+    elif weights is not None:
         masked = f"\n{np.count_nonzero(weights == 0):,} of {len(weights):,} response tokens were masked.\n"
         if anchored := summary.selection.get("anchored"):
             masked += f"{anchored:,} were held to the base.\n"

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import resource
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +121,9 @@ class Summary:
     def say_selected(self) -> None:
         """Says what a selection did, in one line."""
         report = self.selection
-        if report.get("tokens"):
+        if report.get("weighed_in_training") and not report["masked"]:
+            say(f"select: {report['tokens']:,} response tokens, which are weighed anew in each step")
+        elif report.get("tokens"):
             line = f"select: {report['masked']:,} of {report['tokens']:,} response tokens masked"
             line += f" ({report['masked'] / report['tokens']:.1%})"
             if "end_tokens_protected" in report:
@@ -218,7 +221,7 @@ class Summary:
                 **self.state(),
                 "optimizer_steps": trainer.global_step,
                 "seconds": sum(stage["seconds"] for stage in self.stages.values()),
-                "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "peak_memory_mib": _peak_memory(),
                 "peak_gpu_memory_mib": peak_gpu_memory(module.device),
                 "versions": versions(),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -231,6 +234,12 @@ class Summary:
         for line in (plain_words(self), f"Adapters, scores and summary.json are in {run_dir}"):
             if line:
                 console.print(line, soft_wrap=True)
+
+
+def _peak_memory() -> int:
+    """MiB; macOS counts bytes, others KiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def method_of(run_dir: Path) -> str:
@@ -291,7 +300,7 @@ def plain_words(summary: Summary) -> str:
         )
     base, sft, target = (summary.held_out.get(name, {}) for name in ("base", "sft", "target"))
     method = stage_name(summary, "target")
-    if sft and target and {"task_loss", "harmful_loss"} <= base.keys():
+    if {"task_loss", "harmful_loss"} <= base.keys() & sft.keys() & target.keys():
         sentences.append(
             f"Plain SFT took the task loss from {base['task_loss']:.2f} to {sft['task_loss']:.2f} and the loss of"
             f" harmful replies from {base['harmful_loss']:.2f} to {sft['harmful_loss']:.2f}; {method} took them to"
