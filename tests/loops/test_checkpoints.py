@@ -1,5 +1,6 @@
 """Checkpoints: which one is taken, which one is refused, and the signals that a run ends with one on."""
 
+import csv
 import os
 import shutil
 import signal
@@ -292,6 +293,13 @@ def test_sigterm_ends_a_run_behind_the_step_with_a_checkpoint(
     trainer = tiny_fit(tiny_model, tiny_sets, tmp_path, **RUN, ckpt_path=str(newest(tmp_path / "checkpoints")))
     assert trainer.global_step == STEPS
     assert artifacts(tmp_path) == artifacts(finished)
+    assert logged(tmp_path) == logged(finished)
+
+
+def logged(run_dir: Path) -> list[tuple[str, str, str]]:
+    """What metrics.csv says of each optimizer step."""
+    with (run_dir / "metrics.csv").open() as file:
+        return sorted((row["step"], row["stage"], row["loss"]) for row in csv.DictReader(file) if row["loss"])
 
 
 # 14 rows in batches of at most 40 tokens, two of which make a chunk; utility, degraded and degraded-1 in this order

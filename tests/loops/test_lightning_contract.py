@@ -48,6 +48,11 @@ def test_the_names_exist(loop: _FitLoop) -> None:
     assert callable(loop.epoch_loop.reset)
 
 
+def test_a_step_is_logged_behind_the_hooks_that_may_end_the_run() -> None:
+    source = inspect.getsource(_TrainingEpochLoop.advance)
+    assert source.index('"on_train_batch_end"') < source.index("trainer._logger_connector.update_train_step_metrics()")
+
+
 def test_the_loader_is_asked_for_again_once_the_old_one_is_gone() -> None:
     source = inspect.getsource(_FitLoop.setup_data)
     assert "self._combined_loader is not None" in source

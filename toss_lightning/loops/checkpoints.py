@@ -50,7 +50,7 @@ class PlanCheckpoint(StopOnSignal, Checkpoint):
         saved = trainer.global_step % self.every == 0 or trainer.should_stop or trainer.global_step == trainer.max_steps
         if saved:
             self.save(trainer)
-        self.stop_if_told(trainer, saved)
+        self.stop_if_told(trainer, saved, behind_step=True)
 
     def save(self, trainer: Trainer) -> None:
         """Writes a checkpoint, on all ranks together, and lets the oldest one go.

@@ -52,17 +52,18 @@ class StopOnSignal(Callback):
     ) -> None:
         """Ends the run behind an optimizer step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.stop_if_told(trainer)
+            self.stop_if_told(trainer, behind_step=True)
 
     def before_stop(self, trainer: Trainer) -> None:
         """What is done before the run ends: nothing."""
 
-    def stop_if_told(self, trainer: Trainer, saved: bool = False) -> None:
+    def stop_if_told(self, trainer: Trainer, saved: bool = False, behind_step: bool = False) -> None:
         """Ends the run when any rank was told to.
 
         Args:
             trainer: of the run.
             saved: all that has been done is on disk.
+            behind_step: an optimizer step was just taken.
 
         Raises:
             Stopped: it was.
@@ -72,6 +73,9 @@ class StopOnSignal(Callback):
             return
         if not saved:
             self.before_stop(trainer)
+        if behind_step:
+            # private: Lightning logs a step behind the hooks that this stops it in, and resumed it is not taken again
+            trainer._logger_connector.update_train_step_metrics()
         if strategy.reduce_boolean_decision(self._requeue, all=False) and trainer.is_global_zero:
             _requeue()
         strategy.barrier("requeued")  # srun may end every task of the job once one of them has ended
