@@ -62,7 +62,8 @@ def _table(found: Mapping[str, Comparison]) -> list[str]:
 
 
 def _notes(contents: Sequence[Content]) -> list[str]:
-    alone = " Of one seed, intervals are over the prompts." if 1 in map(most_seeds, contents) else ""
+    seeds = {*map(most_seeds, contents)}
+    alone = " Of one seed, intervals are over the prompts." if 1 in seeds and len(seeds) > 1 else ""
     return [spread(max(contents, key=most_seeds)) + alone, star(contents[0]), MASKED]
 
 
