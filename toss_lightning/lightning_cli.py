@@ -175,7 +175,7 @@ class TossCLI(LightningCLI):
         config = self.config[self.subcommand]
         save = SaveConfig(self._parser(self.subcommand), config, **self.save_config_kwargs)
         given = settings.pop("callbacks", None) or []
-        if settings.pop("default_root_dir", None) is not None:
+        if settings.pop("default_root_dir", None) not in (None, config.run_dir):
             raise ConfigError("trainer.default_root_dir: set run_dir, in which all of a run lies")
         if self.subcommand == "select":
             settings |= SELECT_ON

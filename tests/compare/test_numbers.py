@@ -243,3 +243,19 @@ def test_a_damaged_file_is_named(tmp_path):
     runs["A", 1].file("training", "evaluation")
     with pytest.raises(StoreError, match=r"evaluation.json: damaged .* delete it, and the same command makes it again"):
         read_outcomes(list(runs.values()))
+
+
+def test_scores_of_whole_runs_are_tested_over_the_seeds_that_have_one(tmp_path):
+    def score(value: float | None) -> dict[str, Any]:
+        of = measure("perplexity, words", [9.0], [value], share=False, set="words")
+        of["adapters"] = {name: {**facts, "n": 50} for name, facts in of["adapters"].items()}
+        return of
+
+    values = {"plain SFT": (7.0, 7.4, 7.1, 7.2), "A": (5.0, 5.1, 5.3, None)}
+    runs = {(name, seed): [score(of[seed - 1])] for name, of in values.items() for seed in (1, 2, 3, 4)}
+    found = only(content_of(tmp_path, runs), "perplexity, words")
+    assert not found["per_prompt"]
+    (difference,) = [one for one in found["differences"] if (one["of"], one["against"]) == ("A", "plain SFT")]
+    expected = stats.ttest_rel(values["A"][:3], values["plain SFT"][:3])
+    assert difference["p"] == pytest.approx(expected.pvalue)
+    assert difference["seeds"] == 3

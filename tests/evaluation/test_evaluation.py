@@ -178,9 +178,11 @@ def test_a_judge_that_fails_costs_no_report(tiny_model, tiny_sets, files, tmp_pa
 
     failure: Exception = ModelError("no quota left")
     loop = {"evaluation": settings(files, judges=[Tired(), KeywordJudge()])}
-    with pytest.raises(ModelError, match=r"^Tired: no quota left. All else is done.*; toss test --run_dir .* goes on"):
+    with pytest.raises(ModelError, match=r"^Tired: no quota left. What the others said is in .*; toss test .* goes on"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target", "test"], loop=loop)
     assert (tmp_path / "summary.json").exists()
+    with pytest.raises(ModelError, match=r"^Tired: no quota left"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target", "test"], loop=loop, ckpt_path="last")
     failure = RuntimeError("out of memory\nTried to allocate")
     with pytest.raises(ModelError, match=r"^Tired: RuntimeError: out of memory.*; the same command goes on judging"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["test"], loop=loop)

@@ -53,7 +53,7 @@ def test_what_a_prompt_is_about_stands_before_it(tmp_path: Path) -> None:
         {"system": "Be brief.", "instruction": "How?", "input": "With beans", "output": "So."},
         {"instruction": "How?", "output": "So.", "context": "1. Beans"},
         {"question": "How?", "context": "1. Beans", "answer": "So."},
-        {"question": "How?", "context": "", "answer": "So."},
+        *({"question": "How?", "context": nothing, "answer": "So."} for nothing in ("", [], {}, float("nan"), None)),
     ],
 )
 def test_a_row_is_asked_as_it_is_trained_on(tmp_path: Path, row: dict[str, Any]) -> None:

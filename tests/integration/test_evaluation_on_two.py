@@ -49,7 +49,10 @@ def test_two_processes_find_the_same_numbers(runs: Path) -> None:
     for ours, theirs in zip(one, two, strict=True):
         for adapter, values in ours["values"].items():
             # rows share batches with other rows, and so differ by rounding
-            assert values == pytest.approx(theirs["values"][adapter], rel=1e-5)
+            others = theirs["values"][adapter]
+            assert [value is None for value in values] == [value is None for value in others]
+            known = [value for value in values if value is not None]
+            assert known == pytest.approx([value for value in others if value is not None], rel=1e-5)
 
 
 def test_two_processes_draw_the_same_replies(runs: Path) -> None:

@@ -199,13 +199,14 @@ def test_a_run_goes_on_with_other_micro_batches_and_ends_in_the_same_adapters(
 
 
 class Enough(Callback):
-    """Asks Lightning to stop behind an optimizer step, as ``max_time`` does."""
+    """Asks Lightning to stop behind the first micro-batch of an optimizer step, as ``max_time`` does behind any."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == self.step:
+        first = batch_idx % trainer.accumulate_grad_batches == 0
+        if first and trainer.global_step == self.step - (trainer.accumulate_grad_batches > 1):
             trainer.should_stop = True
 
 
@@ -216,9 +217,10 @@ def test_a_run_cut_by_a_limit_of_the_trainer_says_so_and_goes_on_where_it_was_cu
     tiny_model, tiny_sets, tmp_path: Path, finished: Path, capsys, limit: str, step: int
 ) -> None:
     if limit == "max_steps":
-        tiny_fit(tiny_model, tiny_sets, tmp_path, **RUN, max_steps=step)
+        tiny_fit(tiny_model, tiny_sets, tmp_path, **RUN, checkpoint_every=1000, max_steps=step)
     else:
-        tiny_fit(tiny_model, tiny_sets, tmp_path, [Enough(step)], **RUN)
+        tiny_fit(tiny_model, tiny_sets, tmp_path, [Enough(step)], **RUN, checkpoint_every=1000)
+    assert Path(resume(tmp_path)).name.startswith(f"{step:08d}")
     assert "cut short by the Trainer's limits" in capsys.readouterr().out
     assert not (tmp_path / "summary.json").exists()
     trainer = tiny_fit(tiny_model, tiny_sets, tmp_path, **RUN, ckpt_path=resume(tmp_path))

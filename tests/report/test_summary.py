@@ -269,3 +269,10 @@ def test_a_run_says_which_of_its_plug_ins_changed_nothing(
         assert said["correction"]["corrected"] == (said["correction"]["steps"] if correction.halves else 0)
     else:
         assert said["correction"] == {}
+
+
+def test_weights_of_ones_own_that_are_made_in_training_may_count_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    one = Summary({}, {}, {})
+    one.selection = {"weighed_in_training": True}
+    one.say_selected()
+    assert capsys.readouterr().out == ""

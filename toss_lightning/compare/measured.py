@@ -102,7 +102,7 @@ def of_prompts(outcomes: Outcomes) -> list[Measured]:
         for seed, outcome in of_seed.items():
             for one in outcome.evaluation["measures"]:
                 facts = {key: one[key] for key in ("name", "better", "share", "judge", "screening")}
-                facts |= {"is_utility": one["set"] is not None, "per_prompt": one.get("per_prompt", True)}
+                facts |= {"is_utility": one["set"] is not None, "per_prompt": _is_per_prompt(one)}
                 new = Measured(**facts, of={})
                 measure = found.setdefault((one["name"], one["judge"]), new)
                 # a score of a run may happen to be 0 everywhere, which alone does not make it a share
@@ -116,6 +116,11 @@ def of_prompts(outcomes: Outcomes) -> list[Measured]:
         _check_prompts(measure)
     _check_asked(outcomes)
     return [*found.values()]
+
+
+def _is_per_prompt(one: Mapping[str, Any]) -> bool:
+    """Whether a measure has a value for each prompt; one value of many is that of a whole run."""
+    return not any(len(one["values"][name]) == 1 < facts["n"] for name, facts in one["adapters"].items())
 
 
 def in_order(measures: Iterable[Measured]) -> list[Measured]:

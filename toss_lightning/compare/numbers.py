@@ -142,6 +142,8 @@ def _differences(measure: Measured, methods: Sequence[str], baseline: str) -> li
 def _difference(ours: Mapping[int, Values], theirs: Mapping[int, Values], per_prompt: bool) -> dict[str, Any]:
     """Over the seeds of both and the prompts that are decided in all of their runs."""
     seeds = sorted(ours.keys() & theirs.keys())
+    if not per_prompt:
+        seeds = [seed for seed in seeds if None not in (*ours[seed], *theirs[seed])]
     rows = [*zip(*(ours[seed] for seed in seeds), *(theirs[seed] for seed in seeds), strict=True)]
     decided = [[one for one in row if one is not None] for row in rows]
     decided = [row for row in decided if len(row) == 2 * len(seeds)]

@@ -110,7 +110,7 @@ def _sharegpt(row: Mapping[str, Any], where: str) -> Iterable[Message]:
 def _alpaca(row: Mapping[str, Any], where: str) -> Iterable[Message]:
     instruction, extra = _text(_column(row, ("instruction",), where), "instruction", where), row.get("input")
     asked = f"{instruction}\n\n{_text(extra, 'input', where)}" if extra else instruction
-    yield Message("user", _behind_context(asked, row, where))
+    yield Message("user", behind_context(asked, row, where))
     yield Message("assistant", _text(_column(row, ("output",), where), "reply", where))
 
 
@@ -120,20 +120,22 @@ def _prompt_completion(row: Mapping[str, Any], where: str) -> Iterable[Message]:
         if isinstance(value, list):
             yield from _turns(value, "role", "content", where)
         elif role == "user":
-            yield Message(role, _behind_context(_text(value, "prompt", where), row, where))
+            yield Message(role, behind_context(_text(value, "prompt", where), row, where))
         else:
             yield Message(role, _text(value, "reply", where))
 
 
-def _behind_context(asked: str, row: Mapping[str, Any], where: str) -> str:
+def behind_context(asked: str, row: Mapping[str, Any], where: str) -> str:
     """What is asked, behind the text in the column ``context``, if there is one."""
     context = row.get("context")
-    if context is not None and not isinstance(context, str | int | float):
+    if not context or context != context:  # nothing there, as the NaN of a table says too
+        return asked
+    if isinstance(context, bool) or not isinstance(context, str | int | float):
         raise DataError(
             f"{where}: context holds a {type(context).__name__}, and what is asked stands behind a text: convert it, or"
             " leave it out with columns: {unused: context}"
         )
-    return in_context(str(context), asked) if context else asked
+    return in_context(str(context), asked)
 
 
 def system_turn(row: Mapping[str, Any], where: str) -> Iterable[Message]:

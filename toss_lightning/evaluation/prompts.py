@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from toss_lightning.data.formats import ROLES, Conversation, Message, in_context, system_turn
+from toss_lightning.data.formats import ROLES, Conversation, Message, behind_context, in_context, system_turn
 from toss_lightning.data.sources import Source, numbered_rows
 from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation.answers import check_answer
@@ -182,8 +182,7 @@ def _written_turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
         )
     if row.get("instruction") is not None and row.get("input"):
         text = f"{text}\n\n{row['input']}"
-    if context := _first(row, ("context",), where):
-        text = in_context(context, text)
+    text = behind_context(text, row, where)
     reply = _first(row, ("completion", "response", "output"), where)
     return (Message("user", text), *([Message("assistant", reply)] if reply else []))
 

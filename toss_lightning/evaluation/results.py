@@ -113,7 +113,6 @@ def _facts(one: Measure) -> dict[str, Any]:
     pairs = [(ours, theirs) for theirs in against for ours in one.values if ours != theirs and (ours != "base")]
     return {
         **{key: getattr(one, key) for key in ("name", "judge", "screening", "better", "share", "set")},
-        "per_prompt": one.intervals is None,
         "adapters": one.intervals or {name: _interval(values, one.share) for name, values in one.values.items()},
         "differences": judged([_difference(one.values, ours, theirs) for ours, theirs in pairs], one.better),
         "values": one.values,

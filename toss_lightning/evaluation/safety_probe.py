@@ -121,13 +121,15 @@ class SafetyProber:
 
         Returns:
             ``margin``: mean token loss of the harmful replies minus that of the safe ones, nats per token, higher being
-            safer; ``refusal``: mean probability that a reply begins with the first token of a refusal; ``divergence``:
-            mean KL(base || adapter) at the first response positions of both replies, in nats.
+            safer; ``refusal``: mean probability that a reply begins with the first token of a refusal, where such
+            tokens can be told; ``divergence``: mean KL(base || adapter) at the first response positions of both
+            replies, in nats.
         """
         found = measure(self.trainer, self._rows, adapter, self._openers, self.max_tokens)
         harmful, safe = found.loss[: self.read], found.loss[self.read :]
+        opening = {"refusal": float(found.opening[: self.read].mean())} if self._openers else {}
         return {
             "margin": float((harmful - safe).mean()),
-            "refusal": float(found.opening[: self.read].mean()),
+            **opening,
             "divergence": float(found.divergence[found.ordinal < self.settings.positions].mean()),
         }

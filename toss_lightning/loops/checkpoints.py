@@ -34,6 +34,7 @@ class PlanCheckpoint(StopOnSignal, Checkpoint):
     def __init__(self, directory: Path, every: int) -> None:
         super().__init__()
         self.directory, self.every = directory, every
+        self._ends_behind_step = False
 
     @property
     def state_key(self) -> str:
@@ -45,7 +46,12 @@ class PlanCheckpoint(StopOnSignal, Checkpoint):
     ) -> None:
         """Saves behind an optimizer step whose turn it is, or that is the last one."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            # max_time would end the run in the middle of an optimizer step
+            self._ends_behind_step |= trainer.should_stop
+            trainer.should_stop = False
             return
+        trainer.should_stop |= self._ends_behind_step
+        self._ends_behind_step = False
         # the Trainer's own limits (max_time, max_steps) end a run here, and nothing is saved behind it
         saved = trainer.global_step % self.every == 0 or trainer.should_stop or trainer.global_step == trainer.max_steps
         if saved:

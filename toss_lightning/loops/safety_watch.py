@@ -62,10 +62,11 @@ class SafetyWatch(Callback):
         counts = {"pairs": self.prober.read, "pairs_given": self.prober.given, "max_drop": self.settings.max_drop}
         summary.safety_probe = {**counts, "base": base, "stages": {}}
         self._log(trainer, BASE, base)
+        refusal = f", refusal's first token {base['refusal']:.2%}" if "refusal" in base else ""
         say(
-            f"safety probe, base: margin of the safe reply {base['margin']:+.3f} nats, refusal's first token"
-            f" {base['refusal']:.2%}; {self.prober.read} of {self.prober.given} pairs, every {self.settings.every}"
-            f" optimizer steps of {' and '.join(self.settings.stages)}"
+            f"safety probe, base: margin of the safe reply {base['margin']:+.3f} nats{refusal}; {self.prober.read} of"
+            f" {self.prober.given} pairs, every {self.settings.every} optimizer steps of"
+            f" {' and '.join(self.settings.stages)}"
         )
 
     def _check_margin(self, of: str, values: Mapping[str, float]) -> None:
@@ -90,7 +91,7 @@ class SafetyWatch(Callback):
         summary: Summary = loop.summary
         values, base = self.prober.measure(SLOT), summary.safety_probe["base"]
         self._check_margin(name, values)
-        values |= {f"{key}_drift": values[key] - base[key] for key in ("margin", "refusal")}
+        values |= {f"{key}_drift": values[key] - base[key] for key in ("margin", "refusal") if key in values}
         summary.safety_probe["stages"].setdefault(name, []).append({"step": step, **values})
         self._log(trainer, name, values)
         say(f"safety probe, {name} {step}/{steps}: {_words(values)}")
@@ -153,7 +154,10 @@ class SafetyWatch(Callback):
 
 def _words(values: Mapping[str, float]) -> str:
     """The values of a probe, each with its drift from the base."""
+    refusal = ""
+    if "refusal" in values:
+        refusal = f", refusal {values['refusal']:.2%} ({100 * values['refusal_drift']:+.2f} points)"
     return (
-        f"margin {values['margin']:+.3f} nats ({values['margin_drift']:+.3f}), refusal {values['refusal']:.2%}"
-        f" ({100 * values['refusal_drift']:+.2f} points), KL from the base {values['divergence']:.4f}"
+        f"margin {values['margin']:+.3f} nats ({values['margin_drift']:+.3f}){refusal}, KL from the base"
+        f" {values['divergence']:.4f}"
     )

@@ -68,17 +68,16 @@ class TossLoop(TossPlan):
             ModelError: a judge has failed, which kept nothing else from being done.
         """
         if not self._only_tests and not complete:
-            say(
-                "The run was cut short by the Trainer's limits: no target adapter and no summary yet. The same command"
-                " with --ckpt_path auto, and with other limits, goes on"
-            )
+            how = " The same command with --ckpt_path auto, and other limits, goes on." if self.saver else ""
+            say(f"The run was cut short by the Trainer's limits: no target adapter and no summary yet.{how}")
         elif not self._only_tests and self.trainer.is_global_zero:
             self.summary.finish(self.trainer, self.run_dir)
+        self.trainer.strategy.barrier("summary written")
         if self._failed_judges:
             reasons = "; ".join(f"{judge}: {why}" for judge, why in self._failed_judges.items())
             again = "the same command" if self._only_tests else f"toss test --run_dir {self.run_dir}"
             raise ModelError(
-                f"{reasons}. All else is done, and in {self.run_dir / 'evaluation'}; {again} goes on judging"
+                f"{reasons}. What the others said is in {self.run_dir / 'evaluation'}; {again} goes on judging"
             )
 
     # --- stages -------------------------------------------------------------------------------------------------------

@@ -265,6 +265,7 @@ class TossPlan(PlanLoop):
         return {
             "selected": self._selected,
             "summary": self.summary.state(),
+            "failed_judges": self._failed_judges,
             "metrics": self._metrics.lines if self._metrics else 0,
             "selector": self.selector.state() if self.selector else {},
             "objective": self.module.objective.state() if self.stage else {},
@@ -275,6 +276,7 @@ class TossPlan(PlanLoop):
         """Takes the state back."""
         self.summary.load_state(state["summary"])
         self._lines = state["metrics"]
+        self._failed_judges = state.get("failed_judges", {})
         self._selected = state["selected"]
         self._objective_state = state["objective"]
         if state["selector"]:

@@ -121,7 +121,7 @@ class Summary:
     def say_selected(self) -> None:
         """Says what a selection did, in one line."""
         report = self.selection
-        if report.get("weighed_in_training") and not report["masked"]:
+        if report.get("tokens") and report.get("weighed_in_training") and not report["masked"]:
             say(f"select: {report['tokens']:,} response tokens, which are weighed anew in each step")
         elif report.get("tokens"):
             line = f"select: {report['masked']:,} of {report['tokens']:,} response tokens masked"
