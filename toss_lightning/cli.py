@@ -179,7 +179,7 @@ def with_configs(args: Sequence[str]) -> list[str]:
     """Resolves every --config, puts them before all other options, which win, and takes the demo where there is none.
 
     Raises:
-        ConfigError: a file is missing or is not YAML.
+        ConfigError: a file is missing or is not YAML, or --own_config is neither true nor false.
     """
     configs: list[Path] = []
     options: list[str] = []
