@@ -8,7 +8,7 @@ RUNS.json lists the arguments of :func:`watched_run`. One start does all of them
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,19 @@ from two_processes import start
 
 from toss_lightning.errors import TrainingError
 from toss_lightning.gradients import SPF, Correction, Gradients, Probe, SafeGrad
-from toss_lightning.models import Lora
+from toss_lightning.models import Lora, Optim, Schedule
 from toss_lightning.models.adapters import SLOT
 from toss_lightning.scores import TokenScores
-from toss_lightning.selection import Rho1, Seal, Selection, TokenWeights
+from toss_lightning.selection import (
+    Anchored,
+    ConstrainedSft,
+    DrSft,
+    GlobalTopFraction,
+    Rho1,
+    Seal,
+    Selection,
+    TokenWeights,
+)
 from toss_lightning.selection.base import token_weights
 
 ASKED_AT = 3
@@ -73,6 +82,24 @@ class Asks(Correction):
         self._last = {name: value.clone() for name, value in gradients.items()}
 
 
+class ChoosesRows(Correction):
+    """Leaves every other row out of the steps, and halves the ones in between."""
+
+    whole_step = True
+
+    def begin_step(self, probe: Probe, epoch: int) -> Mapping[int, float]:
+        """Factors of :func:`row_factor`."""
+        return {index: row_factor(index) for index in range(100)}
+
+    def correct(self, gradients: Gradients, probe: Probe) -> None:
+        """Corrects nothing."""
+
+
+def row_factor(index: int) -> float:
+    """What :class:`ChoosesRows` makes of a row."""
+    return (0.0, 1.0, 0.0, 0.5)[index % 4]
+
+
 class Poison(Callback):
     """Makes one row of the safety set infinite from an optimizer step on: its losses, or their gradient alone."""
 
@@ -102,7 +129,9 @@ class Watch(Callback):
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
-        self.seen: dict[str, Any] = {name: [] for name in ("before", "raw", "corrected", "weights", "logits", "steps")}
+        self.seen: dict[str, Any] = {
+            name: [] for name in ("before", "raw", "corrected", "weights", "logits", "steps", "logged")
+        }
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """At the first micro-batch: the adapter's weights and the rows of the step."""
@@ -139,6 +168,9 @@ class Watch(Callback):
             self.seen["corrected"].append(_gradients(module))
             loop: Any = trainer.fit_loop
             self.seen["logits"].append(loop.selector.logits.clone() if loop.selector else None)
+            prefix = f"{self.stage}/"
+            logged = {name.removeprefix(prefix): float(value) for name, value in trainer.callback_metrics.items()}
+            self.seen["logged"].append(logged)
 
 
 def _gradients(module: Any) -> Gradients:
@@ -161,8 +193,15 @@ def _trained(**module: Any) -> dict[str, Any]:
     return {"plan": ["target"], "module": module}
 
 
+def chosen_rows(normalize: str) -> dict[str, Any]:
+    """Rows are chosen in training, beside weights that were selected before."""
+    module = {"normalize": normalize, "correction": ChoosesRows()}
+    return {"plan": SCORED, "loop": {"selection": Random()}, "module": module}
+
+
 SCORED = ["score", "select", "target"]
 RHO1: dict[str, Any] = {"plan": ["utility", *SCORED], "loop": {"selection": Rho1()}, "module": {"normalize": "kept"}}
+OPTIM = {"optim": Optim(lr=1e-2, betas=(0.8, 0.9), weight_decay=0.1), "schedule": Schedule("linear", warmup=0.25)}
 DROPOUT = Lora(r=4, targets="all-linear", dropout=0.5)
 SETUPS: dict[str, Callable[[], dict[str, Any]]] = {
     "probe": lambda: {
@@ -175,6 +214,15 @@ SETUPS: dict[str, Callable[[], dict[str, Any]]] = {
     "anchor_top": lambda: {"plan": SCORED, "loop": {"selection": Random(anchored=True)}, "module": {"anchor_top": 7}},
     "rho1": lambda: RHO1,
     "rho1_dropout": lambda: {**RHO1, "module": {**RHO1["module"], "lora": DROPOUT}},
+    "dr_sft": lambda: {"plan": ["degraded", *SCORED], "loop": {"selection": DrSft(beta=0.5)}},
+    "constrained": lambda: {"plan": SCORED, "loop": {"selection": ConstrainedSft(early_tokens=3)}},
+    "safety_rows": lambda: {
+        "plan": ["utility", "degraded", *SCORED],
+        "loop": {"selection": Anchored(GlobalTopFraction(0.3), weight=0.5, safety_rows=2)},
+    },
+    "rows_kept": lambda: chosen_rows("kept"),
+    "rows_row": lambda: chosen_rows("row"),
+    "optim": lambda: {"plan": SCORED, "loop": {"selection": Random()}, "module": OPTIM},
     "seal": lambda: {"plan": ["seal", *SCORED], "loop": {"selection": Seal(epochs=2, gamma=0.6, lr=0.05)}},
     "spf": lambda: _trained(correction=SPF(k=1, examples=2)),
     "safegrad": lambda: _trained(correction=SafeGrad(examples=99)),
