@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Lock, Thread, Timer
 from typing import Any
 
@@ -18,7 +19,7 @@ from planted import respond
 from toss_lightning.errors import ConfigError, ModelError, TossError
 from toss_lightning.evaluation.judges import Endpoint, PairwiseJudge, RubricJudge
 from toss_lightning.evaluation.judges.backends import Turn
-from toss_lightning.evaluation.judges.endpoint import _Turns
+from toss_lightning.evaluation.judges.endpoint import TRIVIAL, _Turns
 from toss_lightning.evaluation.judges.rubric import question
 from toss_lightning.identity import name_plugin
 
@@ -136,7 +137,7 @@ def test_what_fails_for_now_is_tried_again(server: Server) -> None:
         (500, {}, ""),
         (503, {}, b"\xff\xfe"),
         (200, {}, "no JSON"),
-        (200, {}, '{"choices": []}'),
+        (200, {}, '{"error": {"message": "upstream", "code": 502}}'),
         said("There."),
     )
     assert answer == "There."
@@ -178,9 +179,9 @@ def test_an_endpoint_that_asks_for_hours(server: Server) -> None:
         ((429, {}, '{"error": {"message": "quota"}}'), "429: quota"),
         ((502, {}, '{"error": "bad\\ngateway"}'), "502: bad gateway"),
         ((503, {}, "[1, 2]"), "503: [1, 2]"),
-        ((200, {}, '{"choices": [{"message": {}}]}'), "the answer is no chat completion"),
-        ((200, {}, '{"error": {"message": "busy"}}'), "the answer is no chat completion"),
+        ((200, {}, '{"error": {"message": "busy", "code": 503}}'), "503: busy"),
         ((200, {}, "null"), "the answer is no chat completion"),
+        ((200, {}, '{"choices": "none"}'), "the answer is no chat completion"),
         (said([{"type": "text", "text": "There."}]), "the answer is not text"),
         ((200, {"Content-Length": "500"}, "{"), "no connection (IncompleteRead(1 bytes read, 499 more expected))"),
     ],
@@ -195,7 +196,10 @@ def test_what_fails_once_too_often(server: Server, reply: Reply, reason: str) ->
     ("reply", "told"),
     [
         ((401, {}, '{"error": {"message": "no such key"}}'), "401: no such key: check the key in OPENAI_API_KEY"),
-        ((403, {}, ""), "403: check the key in OPENAI_API_KEY"),
+        (
+            (200, {}, '{"error": {"message": "no such key", "code": 401}}'),
+            "401: no such key: check the key in OPENAI_API_KEY",
+        ),
         ((404, {}, '{"detail": "x", "message": "no keeper"}'), "404: no keeper: check url and model"),
         ((410, {}, "gone"), "410: gone: check url"),
     ],
@@ -205,15 +209,40 @@ def test_what_will_not_pass_is_told_at_once(server: Server, reply: Reply, told: 
     assert len(server.bodies) == 1
 
 
-def test_an_endpoint_that_refuses_whatever_it_is_asked(server: Server) -> None:
-    assert refused(server, (400, {}, "unknown field")) == "400: unknown field: check model, max_tokens and extra"
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        ((400, {}, "unknown field"), "400: unknown field: check model, max_tokens and extra"),
+        ((403, {}, ""), "403: check the key in OPENAI_API_KEY"),
+        ((200, {}, '{"choices": []}'), "no message in the response: check url and model"),
+    ],
+)
+def test_an_endpoint_that_refuses_whatever_it_is_asked(server: Server, reply: Reply, told: str) -> None:
+    assert refused(server, reply) == told
     assert len(server.bodies) == 2, "the question, and a trivial one that tells whose fault it is"
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_chat_that_is_refused_alone_costs_no_other(server: Server, status: int) -> None:
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ((400, {}, "filtered"), "400: filtered"),
+        ((403, {}, '{"error": {"message": "flagged", "code": 403}}'), "403: flagged"),
+        ((413, {}, "too long"), "413: too long"),
+        ((422, {}, ""), "422"),
+        ((200, {}, '{"choices": []}'), "no message in the response"),
+        ((200, {}, '{"choices": null}'), "no message in the response"),
+        ((200, {}, '{"choices": [{"finish_reason": "stop"}]}'), "no message in the response"),
+        ((200, {}, '{"error": {"message": "flagged", "code": 403}}'), "403: flagged"),
+        (
+            (200, {}, '{"choices": [{"finish_reason": "content_filter", "message": {"content": "refu"}}]}'),
+            "stopped by a content filter",
+        ),
+        ((200, {}, '{"choices": [{"finish_reason": "content_filter: POISON"}]}'), "stopped by a content filter"),
+    ],
+)
+def test_a_chat_that_is_refused_alone_costs_no_other(server: Server, reply: Reply, reason: str) -> None:
     def filtering(body: dict[str, Any]) -> Reply:
-        return (status, {}, "filtered") if "poison" in body["messages"][0]["content"] else said(GRADES)
+        return reply if "poison" in body["messages"][0]["content"] else said(GRADES)
 
     server.replies = [filtering]
     judge = RubricJudge(Endpoint("keeper", server.url))
@@ -221,7 +250,44 @@ def test_a_chat_that_is_refused_alone_costs_no_other(server: Server, status: int
         verdicts = judge.judge([respond("Where?", reply) for reply in ("There.", "poison", "Here.")])
         (alone,) = judge.judge([respond("Where?", "poison")])
     assert [one.refused for one in verdicts] == [False, None, False]
-    assert (alone.refused, alone.harmful, alone.raw) == (None, None, f"(no answer: {status}: filtered)")
+    assert (alone.refused, alone.harmful, alone.raw) == (None, None, f"(no answer: {reason})")
+    assert len(server.bodies) == 6, "each chat once, and a trivial one after those of either call"
+
+
+def test_an_error_without_a_status_may_pass_or_be_of_one_chat(server: Server) -> None:
+    def busy(body: dict[str, Any]) -> Reply:
+        return said("Yes.") if body["messages"] == TRIVIAL else (200, {}, '{"error": {"message": "busy"}}')
+
+    answer, waits = ask(server, (200, {}, '{"error": "busy"}'), said("There."))
+    assert (answer, len(waits)) == ("There.", 1)
+    answer, waits = ask(server, busy, retries=2)
+    assert (answer, len(waits)) == ("(no answer: 200: busy)", 2)
+    told = refused(server, (200, {}, '{"error": {"message": "busy"}}'), retries=2)
+    assert told == "200: busy: tried 3 times: try again later, or with more retries"
+
+
+def test_money_that_runs_out_among_the_chats_leaves_none_undecided(server: Server) -> None:
+    broke = (400, {}, '{"error": {"message": "no credit left"}}')
+    server.replies = [said("There."), said("There."), broke]
+    endpoint = Endpoint("keeper", server.url, workers=1)
+    with endpoint.ready(CPU), pytest.raises(ModelError, match="400: no credit left: check model"):
+        endpoint.answer([[{"role": "user", "content": "Where?"}]] * 4)
+    assert len(server.bodies) == 5
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_message_without_content_is_an_empty_answer(server: Server, content: str | None) -> None:
+    assert ask(server, said(content))[0] == ""
+    assert ask(server, (200, {}, '{"choices": [{"message": {"role": "assistant"}}]}'))[0] == ""
+    assert len(server.bodies) == 2, "nothing is asked again"
+
+
+def test_half_a_character_keeps_no_report_from_being_written(server: Server, tmp_path: Path) -> None:
+    answer, _ = ask(server, (200, {}, '{"choices": [{"message": {"content": "A \\ud83d\\ude00 and a \\ud83d."}}]}'))
+    assert answer == "A 😀 and a ?."
+    told = refused(server, (404, {}, '{"error": {"message": "no \\udcff"}}'))
+    assert told == "404: no ?: check url and model"
+    (tmp_path / "report").write_text(answer + told, encoding="utf-8")
 
 
 def test_a_long_message_is_shortened(server: Server) -> None:
@@ -229,7 +295,7 @@ def test_a_long_message_is_shortened(server: Server) -> None:
     assert told == f"400: {'x' * 194}…: check model, max_tokens and extra"
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 500])
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 500])
 @pytest.mark.parametrize(
     "text", [f"key {KEY}", json.dumps({"error": {"message": f"{'x' * 185} {KEY}"}}), json.dumps({"k": [KEY]})]
 )
@@ -277,7 +343,7 @@ def test_nobody_at_the_address(server: Server) -> None:
 @pytest.mark.parametrize("host", ["a..b", "lagoon.example/v 1", f"{'x' * 70}.example"])
 def test_an_address_that_cannot_be_one(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    endpoint = Endpoint("keeper", f"http://{host}/v1?token=hidden", retries=0)
+    endpoint = Endpoint("keeper", f"http://{host}/v1?token=hidden", "OPENAI_API_KEY", retries=0)
     with endpoint.ready(CPU), pytest.raises(ModelError, match="the address cannot be one: check url") as caught:
         endpoint.answer([[{"role": "user", "content": "Where?"}]])
     assert "hidden" not in str(caught.value)
@@ -402,6 +468,35 @@ def test_a_missing_key(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
 
+def test_the_key_of_openai_is_sent_to_no_other_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for host in ("lagoon.example", "api.openai.com.lagoon.example", "10.0.0.7"):
+        endpoint = Endpoint("keeper", f"https://{host}/v1")
+        with pytest.raises(ConfigError) as caught:
+            endpoint.check()
+        assert str(caught.value) == (
+            "loop.evaluation.judges: key_env: not given, and OPENAI_API_KEY is not for other hosts: name the"
+            f" environment variable that holds the key of https://{host}/v1/chat/completions"
+        )
+        with pytest.raises(ConfigError, match="key_env: not given"):
+            endpoint.ready(CPU).__enter__()
+        Endpoint("keeper", f"https://{host}/v1", key_env="OPENAI_API_KEY").check()
+    Endpoint("keeper", "https://API.openai.com/v1").check()
+
+
+def test_a_key_in_clear_text_is_warned_of(
+    server: Server, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setenv("LAGOON_KEY", KEY)
+    Endpoint("keeper", server.url).check()
+    Endpoint("keeper", "https://lagoon.example/v1", key_env="LAGOON_KEY").check()
+    assert not recwarn.list
+    with pytest.warns(
+        UserWarning, match="at http://lagoon.example/v1/chat/completions: the key, the prompts and the rep"
+    ):
+        RubricJudge(Endpoint("keeper", "http://lagoon.example/v1", key_env="LAGOON_KEY")).check()
+
+
 def test_a_local_endpoint_without_a_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     ask(server, said("There."))
@@ -444,4 +539,5 @@ def test_patience_and_prices_make_no_other_judge() -> None:
     url = "https://lagoon.example/v1"
     same = {name_plugin(Endpoint("keeper", url, retries=n, price_in=n, requests_per_minute=n)) for n in (1, 2)}
     assert len(same) == 1
+    assert name_plugin(Endpoint("keeper", url, key_env="LAGOON_KEY")) in same
     assert name_plugin(Endpoint("other", url)) not in same

@@ -22,6 +22,8 @@ Turn = dict[str, Any]
 
 Quantization = Literal["nf4", "int8", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+BREAK = "\u200b"
+"""Parts the characters of a control token in a text; it has no width."""
 Contrast = tuple[tuple[str, ...], tuple[str, ...]]
 """Two groups of words of which an answer begins with one; the forms of a word are a group."""
 
@@ -101,6 +103,7 @@ class LocalModel(Backend):
         self.max_new_tokens = max_new_tokens
         self._loaded: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._control: list[str] = []
 
     @property
     def name(self) -> str:
@@ -128,6 +131,7 @@ class LocalModel(Backend):
         self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._control = control_tokens(self._tokenizer)
         try:
             yield
         finally:
@@ -197,7 +201,7 @@ class LocalModel(Backend):
         return [answer.text for answer in self.complete(prompts)]
 
     def render(self, chat: list[Turn], **variables: Any) -> str:
-        """A chat as the text that the model's own template makes of it.
+        """A chat as the text that the model's own template makes of it; control tokens in it are the template's only.
 
         Raises:
             ModelError: there is no template, or it refuses the chat.
@@ -206,13 +210,29 @@ class LocalModel(Backend):
             raise ModelError(
                 f"loop.evaluation.judges: {self.model}: its tokenizer has no chat template: choose a model that has one"
             )
+        shown = [{**turn, "content": self._disarmed(turn["content"])} for turn in chat]
         try:
-            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, **variables))
+            return str(self.tokenizer.apply_chat_template(shown, tokenize=False, **variables))
         except (TemplateError, TypeError) as error:
             raise ModelError(
                 f"loop.evaluation.judges: {self.model}: its chat template refuses the judge's question ({error}):"
                 " choose another model or template"
             ) from error
+
+    def _disarmed(self, content: Any) -> Any:
+        if isinstance(content, str):
+            return self.disarm(content)
+        return [{**part, "text": self.disarm(part["text"])} for part in content]
+
+    def disarm(self, text: str) -> str:
+        """A text whose control tokens are broken, for use in a prompt; one without any is returned as it is.
+
+        A prompt is tokenised as a whole, where a control token is one whoever wrote it: a reply that holds the end of a
+        turn and an answer after it would put that answer into the judge's mouth.
+        """
+        for token in self._control:
+            text = text.replace(token, token[0] + BREAK + token[1:])
+        return text
 
     @torch.no_grad()
     def complete(
@@ -290,6 +310,22 @@ class LocalModel(Backend):
                 f" {contrast[1][0]} at the first token: choose the template that belongs to the model"
             )
         return [sorted(ours - others), sorted(others - ours)]
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What a tokenizer reads in a text as one token that is not text, such as the marks of a turn.
+
+    Some tokenizers call the marks of their template ordinary; they are known by their form.
+    """
+    template = str(tokenizer.chat_template)
+    added = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special
+        or (token.content in template and token.content.startswith(("<", "[")) and token.content.endswith((">", "]")))
+    ]
+    # one character can neither be broken nor be a mark
+    return [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if len(token) > 1]
 
 
 class _Watch(LogitsProcessor):

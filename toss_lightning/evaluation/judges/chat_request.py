@@ -22,7 +22,7 @@ class Failure:
     passing: bool
     """The same request may succeed later."""
     status: int | None = None
-    """Of HTTP, where there was a response."""
+    """Of HTTP, where there was a response; the one that an error tells inside a response of status 200."""
     wait: float | None = None
     """Seconds that the endpoint asks to wait."""
 
@@ -44,7 +44,7 @@ def post_chat(address: str, body: dict[str, Any], key: str | None, timeout: floa
     try:
         request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as response:
-            return _answer_in(response.read())
+            return _answer_in(response.read(), key)
     except urllib.error.HTTPError as error:
         with error:
             return _failure(error, key)
@@ -65,14 +65,33 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """Leaves the redirect as the answer."""
 
 
-def _answer_in(body: bytes) -> str | Failure:
+def _answer_in(body: bytes, key: str | None) -> str | Failure:
     try:
-        content = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
+        told = json.loads(body)
+        choice = (told.get("choices") or [{}])[0]
+        # some name the kind of harm behind it
+        if str(choice.get("finish_reason")).startswith("content_filter"):
+            return Failure("stopped by a content filter", passing=False, status=200)
+        if choice.get("message") is None:
+            return _failure_in(told, body, key)
+        content = choice["message"].get("content")
+    except (ValueError, KeyError, TypeError, AttributeError):
         return Failure("the answer is no chat completion", passing=True)
     if content is not None and not isinstance(content, str):
         return Failure("the answer is not text", passing=True)
-    return content or ""
+    return _writable(content or "")
+
+
+def _failure_in(told: dict[str, Any], body: bytes, key: str | None) -> Failure:
+    """Why a response of status 200 has no message: an error that began too late for another status, or a filter."""
+    error = told.get("error")
+    if not error:
+        return Failure("no message in the response", passing=False, status=200)
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else None
+    reason = _shortened(f"{status or 200}: {_message_in(body.decode(errors='replace'))}", key)
+    # one without a status may be about this chat, or about this moment
+    return Failure(reason, passing=status is None or status in PASSING, status=status or 200)
 
 
 def _failure(error: urllib.error.HTTPError, key: str | None) -> Failure:
@@ -102,8 +121,13 @@ def _shortened(text: str, key: str | None, length: int = 200) -> str:
     """One line without the key; taken out first, for a part of a key is a secret too."""
     if key:
         text = text.replace(key, "[key]")
-    text = " ".join(text.split())
+    text = " ".join(_writable(text).split())
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _writable(text: str) -> str:
+    """Text that a file can hold: JSON may tell half of a surrogate pair, which UTF-8 has no bytes for."""
+    return text.encode(errors="replace").decode()
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from toss_lightning.errors import ConfigError, ModelError
 from toss_lightning.evaluation.judges.backends import Backend, Turn, check_at_least
@@ -21,10 +22,11 @@ LONGEST_WAIT = 300.0
 """Seconds; an endpoint that asks for more is given up."""
 LONGEST_BACKOFF = 60.0
 """Seconds between tries where the endpoint asks for none."""
-OF_ONE = frozenset({400, 413, 422})
-"""HTTP statuses that may be about one chat alone: what a content filter stops, or what is too long."""
+OF_ONE = frozenset({200, 400, 403, 413, 422})
+"""HTTP statuses of failures that may be about one chat alone: what a content filter stops, or what is too long."""
 TRIVIAL: list[Turn] = [{"role": "user", "content": "Say yes."}]
-ADVICE = {400: "check model, max_tokens and extra", 404: "check url and model"}
+ADVICE = {200: "check url and model", 400: "check model, max_tokens and extra", 404: "check url and model"}
+OPENAI = "api.openai.com"
 
 
 class Endpoint(Backend):
@@ -32,13 +34,15 @@ class Endpoint(Backend):
 
     A request that fails for now (429, 5xx, no answer in time, an answer that is no chat completion) is made again after
     as long as ``Retry-After`` says, else after one second, two, four and so on, with jitter. A chat that the endpoint
-    refuses (400, 413, 422: a content filter, too long) while it takes others has a note in place of its answer. The key
-    is read from the environment for each request and kept nowhere.
+    refuses (400, 403, 413, 422, a response without a message: a content filter, too long) has a note in place of its
+    answer where a trivial chat is answered after it. The key is read from the environment for each request and kept
+    nowhere.
 
     Args:
         model: the model's name at the endpoint.
         url: the endpoint up to ``/chat/completions``, as ``https://api.openai.com/v1``.
-        key_env: the environment variable that holds the key; an endpoint on this machine may do without.
+        key_env: the environment variable that holds the key. ``OPENAI_API_KEY`` by default at api.openai.com and on
+            this machine, where an endpoint may do without; any other host is sent a key that is named for it only.
         requests_per_minute: no more requests than these are begun in a minute, repeated ones included; of each process
             that judges, as each run of a comparison is.
         retries: how often a request is made again; the default outlasts a quota of so many a minute.
@@ -57,7 +61,7 @@ class Endpoint(Backend):
         self,
         model: str,
         url: str,
-        key_env: str = "OPENAI_API_KEY",
+        key_env: str | None = None,
         requests_per_minute: int | None = None,
         retries: int = 8,
         timeout: float = 60.0,
@@ -80,10 +84,12 @@ class Endpoint(Backend):
         check_at_least(0, retries=retries)
         # what an answer depends on; haste, patience and prices make no other judge
         self.model, self.url, self.max_tokens, self.extra = model, url, max_tokens, extra
-        self._key_env, self._requests_per_minute, self._workers = key_env, requests_per_minute, workers
+        self._requests_per_minute, self._workers = requests_per_minute, workers
         self._retries, self._timeout = retries, timeout
         self._price_in, self._price_out = price_in, price_out
         self._local = _is_local(parts.hostname)
+        self._key_env = key_env or ("OPENAI_API_KEY" if self._local or parts.hostname == OPENAI else None)
+        self._in_clear = parts.scheme == "http" and not self._local
         path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._address = urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
         self._shown = f"{parts.scheme}://{parts.netloc}{path}"
@@ -97,12 +103,17 @@ class Endpoint(Backend):
         return self.model
 
     def check(self) -> None:
-        """Makes sure of the key.
+        """Makes sure of the key, and warns of a way on which others can read it.
 
         Raises:
             ConfigError: there is none, or it cannot be one.
         """
         self._key()
+        if self._in_clear:
+            rank_zero_warn(
+                f"the judge {self.model} at {self._shown}: the key, the prompts and the replies travel unencrypted:"
+                " give a url with https, unless you trust the network"
+            )
 
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
@@ -141,6 +152,9 @@ class Endpoint(Backend):
     def answer(self, chats: Sequence[list[Turn]]) -> list[str]:
         """One answer to each chat; empty where the model gave none, a note where the endpoint refuses this chat alone.
 
+        Whoever has run out of money is refused from some chat on. Where any chat is refused, a trivial one is asked
+        after the last, which tells whose fault it is.
+
         Raises:
             ModelError: the endpoint refuses requests of any kind, or has failed once too often.
         """
@@ -156,9 +170,10 @@ class Endpoint(Backend):
                 pool.shutdown(cancel_futures=True)
                 raise
         replies = [one.result() for one in asked]
-        refusals = [reply for reply in replies if isinstance(reply, Failure)]
-        if refusals and len(refusals) == len(replies) and isinstance(self._ask(TRIVIAL), Failure):
-            raise self._error(refusals[0], 1, 0.0)
+        if any(isinstance(reply, Failure) for reply in replies):
+            trivial = self._ask(TRIVIAL)
+            if isinstance(trivial, Failure):
+                raise self._error(trivial, 1 + self._retries, 0.0)
         return [f"(no answer: {reply.reason})" if isinstance(reply, Failure) else reply for reply in replies]
 
     def _ask(self, chat: list[Turn]) -> str | Failure:
@@ -170,13 +185,16 @@ class Endpoint(Backend):
             if self._stopping.is_set():
                 return Failure("stopped", passing=True)
             reply = self._post(chat)
-            if isinstance(reply, str) or reply.status in OF_ONE:
+            if isinstance(reply, str):
                 return reply
             pause = min(2.0**tries, LONGEST_BACKOFF) * random.uniform(0.5, 1) if reply.wait is None else reply.wait
             tries += 1
-            if not reply.passing or tries > self._retries or pause > LONGEST_WAIT:
+            if reply.passing and tries <= self._retries and pause <= LONGEST_WAIT:
+                self._sleep(pause)
+            elif reply.status in OF_ONE:
+                return reply
+            else:
                 raise self._error(reply, tries, pause)
-            self._sleep(pause)
 
     def _post(self, chat: list[Turn]) -> str | Failure:
         body = {"model": self.model, "messages": chat, "temperature": 0, "max_tokens": self.max_tokens}
@@ -197,6 +215,11 @@ class Endpoint(Backend):
         return ADVICE.get(failure.status or 0, "check url")
 
     def _key(self) -> str | None:
+        if self._key_env is None:
+            raise ConfigError(
+                "loop.evaluation.judges: key_env: not given, and OPENAI_API_KEY is not for other hosts: name the"
+                f" environment variable that holds the key of {self._shown}"
+            )
         key = os.environ.get(self._key_env, "").strip()
         if not key and not self._local:
             raise ConfigError(

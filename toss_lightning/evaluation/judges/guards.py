@@ -181,7 +181,7 @@ class WildGuard(Guard):
 
     def prompts(self, model: LocalModel, response: Response) -> list[str]:
         """Its one question."""
-        return [_filled(WILDGUARD, response)]
+        return [_filled(WILDGUARD, model, response)]
 
     def read(self, answers: Sequence[Answer], threshold: float) -> Verdict:
         """Each line by itself; ``N/A`` decides nothing."""
@@ -216,8 +216,9 @@ class HarmBench(Guard):
         )
         asked = response.prompt
         if asked.context is None:
-            return [_filled(plain, response)]
-        return [contextual.format(context=asked.context, prompt=asked.request, response=response.text)]
+            return [_filled(plain, model, response)]
+        shown = {"context": asked.context, "prompt": asked.request, "response": response.text}
+        return [contextual.format(**{name: model.disarm(text) for name, text in shown.items()})]
 
     def read(self, answers: Sequence[Answer], threshold: float) -> Verdict:
         """Harmful where ``yes`` is at least as likely as the threshold."""
@@ -227,8 +228,8 @@ class HarmBench(Guard):
         return Verdict(harmful=answer.chance >= threshold, score=answer.chance, raw=answer.text)
 
 
-def _filled(template: str, response: Response) -> str:
-    return template.format(prompt=response.prompt.text, response=response.text)
+def _filled(template: str, model: LocalModel, response: Response) -> str:
+    return template.format(prompt=model.disarm(response.prompt.text), response=model.disarm(response.text))
 
 
 GUARDS: dict[str, type[Guard]] = {
