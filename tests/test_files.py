@@ -10,8 +10,10 @@ from kills import killed_everywhere, tree
 from toss_lightning.errors import StoreError
 from toss_lightning.files import (
     discard_directory,
+    may_be_hub_id,
     new_directory,
     new_file,
+    no_such_directory,
     put_in_place,
     restore_directory,
     sweep,
@@ -197,6 +199,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
 sys.path.insert(0, {tests!r})
 from scores_on_disk import make_scores
 from toss_lightning.errors import StoreError
@@ -223,7 +227,15 @@ def chunk():
 def weights():
     TokenWeights({{0: np.zeros(9000, dtype=np.float32)}}, {{0: "x"}}).save(path / "selection")
 
-for attempt in (lambda: write_text(path / "file", "x" * 30_000), rows, chunk, weights):
+def model():
+    with new_directory(path / "model") as directory:
+        save_file({{"weight": np.zeros(9000)}}, directory / "model.safetensors")
+
+def tokenizer():
+    with new_directory(path / "words", "name another directory in TOSS_CACHE") as directory:
+        Tokenizer(models.WordLevel({{f"w{{at}}": at for at in range(9000)}})).save(str(directory / "tokenizer.json"))
+
+for attempt in (lambda: write_text(path / "file", "x" * 30_000), rows, chunk, weights, model, tokenizer):
     try:
         attempt()
     except StoreError as error:
@@ -237,10 +249,13 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     lines = result.stdout.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [
         str(tmp_path / name)
-        for name in ("file", "other/rows.arrow", "scores/.loss_utility.part/00000.arrow", "selection")
+        for name in ("file", "other/rows.arrow", "scores/.loss_utility.part/00000.arrow", "selection", "model", "words")
     ], result.stdout + result.stderr
     assert all("cannot be written (" in line and "File too large" in line for line in lines)
-    assert all("free some space or choose another --run_dir" in line for line in lines)
+    assert all("free some space or choose another --run_dir" in line for line in lines[:-1])
+    assert lines[-1].endswith(
+        "words: cannot be written (File too large): free some space or name another directory in TOSS_CACHE"
+    )
     # the chunk is not there, and the column that was there still is
     (tmp_path / "scores/.loss_utility.part/column.json").unlink()
     assert not tree(tmp_path / "scores/.loss_utility.part")
@@ -259,3 +274,32 @@ def test_what_a_kill_left_of_the_old_directory_is_in_nobody_s_way(tmp_path: Path
         (directory / "file").write_text("newest")
     assert (tmp_path / "store/file").read_text() == "newest"
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+# --- what is missing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["owner/name", "meta-llama/Llama-3.2-1B", "gpt2", "bert_base-uncased"])
+def test_names_that_the_hub_may_know(somewhere: None, path: str) -> None:
+    assert may_be_hub_id(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("models/llama", "./name", "../name", "/name", "~/name", "~nosuchuser", ".", "", "a folder/name"),
+        *("owner/name/more", "rows.txt", ".hidden", "owner/"),
+    ],
+)
+def test_paths_that_are_no_name_of_the_hub(somewhere: None, path: str) -> None:
+    Path("models").mkdir()
+    assert not may_be_hub_id(path)
+
+
+def test_a_missing_directory_is_told_with_the_nearest_name(somewhere: None) -> None:
+    for name in ("llama-1b", "llama-8b", "rows.jsonl"):
+        (Path("models") / name).mkdir(parents=True)
+    hub = "; for the hub's, give the directory that hf download models/{} prints"
+    assert no_such_directory("models/llama_8b") == "no such directory (is it models/llama-8b?)" + hub.format("llama_8b")
+    assert no_such_directory("./models/rows") == "no such directory (is it models/rows.jsonl?)"
+    assert no_such_directory("~nosuchuser/llama") == "no such directory"

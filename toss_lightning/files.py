@@ -1,7 +1,9 @@
-"""Files that are either the old one or the new one, whatever happens while they are written."""
+"""Files that are either the old one or the new one, whatever happens while they are written, and missing ones."""
 
+import difflib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +12,13 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from toss_lightning.errors import StoreError
+
+RUN_DIR = "choose another --run_dir"
+"""What helps where a run's own directory cannot be written."""
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How safetensors and tokenizers, which are written in Rust, say what the system refused; they raise no OSError."""
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+"""`owner/name`."""
 
 
 @contextmanager
@@ -50,8 +59,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, instead: str = RUN_DIR) -> Iterator[Path]:
     """Yields an empty directory that takes the place of ``path`` when the block ends without an error.
+
+    Args:
+        path: the directory.
+        instead: what a person may do who has no space to free.
 
     Raises:
         StoreError: writing failed; nothing half-written remains and what stood at ``path`` before is untouched.
@@ -67,9 +80,11 @@ def new_directory(path: Path) -> Iterator[Path]:
             path.rename(_old(path))
         temporary.rename(path)
         shutil.rmtree(_old(path), ignore_errors=True)
-    except OSError as error:
+    except Exception as error:
+        if (refusal := _system_error(error)) is None:
+            raise
         restore_directory(path)
-        raise StoreError(cannot_write(path, error)) from error
+        raise StoreError(cannot_write(path, refusal, instead)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -134,6 +149,34 @@ def make_writable(directory: Path) -> None:
         pass
 
 
-def cannot_write(path: Path, error: OSError) -> str:
+def cannot_write(path: Path, error: OSError, instead: str = RUN_DIR) -> str:
     """What to tell a person whose disk refuses."""
-    return f"{path}: cannot be written ({error.strerror or error}): free some space or choose another --run_dir"
+    return f"{path}: cannot be written ({error.strerror or error}): free some space or {instead}"
+
+
+def _system_error(error: Exception) -> OSError | None:
+    if isinstance(error, OSError):
+        return error
+    found = SYSTEM_ERROR.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def may_be_hub_id(path: str) -> bool:
+    """Whether what is not here may be on the hub: `owner/name` where no folder `owner` lies here, or a bare name."""
+    if HUB_ID.fullmatch(path):
+        return not Path(path).parent.is_dir()
+    return re.fullmatch(r"\w[\w-]*", path) is not None
+
+
+def no_such_directory(path: str) -> str:
+    """What to tell a person who names a directory that is not here, and that is no hub id."""
+    hub = f"; for the hub's, give the directory that hf download {path} prints" if HUB_ID.fullmatch(path) else ""
+    return f"no such directory{nearest(Path(os.path.expanduser(path)))}{hub}"
+
+
+def nearest(path: Path) -> str:
+    """The name beside a missing ``path`` that may have been meant, as a question; nothing where there is none."""
+    names = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+    unfinished = [name for name in names if Path(name).stem == path.name]
+    found = [*unfinished, *difflib.get_close_matches(path.name, names, 1)]
+    return f" (is it {path.parent / found[0]}?)" if found else ""

@@ -1,17 +1,20 @@
 """What a stage is served: its own rows with their values, rows that are added, and rows that stand beside them."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import some_pairs, word_tokenizer, write_rows
+from tiny import CHATML, some_pairs, word_tokenizer, write_rows
 
 from toss_lightning.data import TossDataModule
 from toss_lightning.data.datamodule import Companions
 from toss_lightning.data.mixtures import SafeInstr
+from toss_lightning.errors import DataError
 
 Make = Callable[..., TossDataModule]
 
@@ -22,7 +25,8 @@ def make(tiny_sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     safety = write_rows(tmp_path_factory.mktemp("safety") / "safety.jsonl", some_pairs(5, start=3))
 
     def made(rank: int = 0, ranks: int = 1, **settings: Any) -> TossDataModule:
-        datamodule = TossDataModule(**tiny_sets, safety=safety, **{"batch_size": 4, "max_tokens": 40, **settings})
+        given = {**tiny_sets, "safety": safety, "batch_size": 4, "max_tokens": 40, **settings}
+        datamodule = TossDataModule(**given)
         module = SimpleNamespace(tokenizer=word_tokenizer())
         datamodule.trainer = SimpleNamespace(lightning_module=module, world_size=ranks, global_rank=rank)  # type: ignore[assignment]
         datamodule.setup("fit")
@@ -161,3 +165,52 @@ def test_the_mixture_and_the_safety_set_are_part_of_what_a_run_is(make: Make) ->
     assert (one["data.mixture"], none["data.mixture"]) == ("SafeInstr count=2, share=None", "none")
     assert {key for key in one if one[key] != other[key]} == {"data.mixture"}
     assert "safety set" in none
+
+
+# --- settings that reach the reader and the tokenizer -----------------------------------------------------------------
+
+
+@pytest.fixture
+def two_replies(tmp_path: Path) -> str:
+    """A set of one row with two replies, of 17 tokens."""
+    said = [("user", "w1"), ("assistant", "w2 w3"), ("user", "w4"), ("assistant", "w5")]
+    row = {"messages": [{"role": role, "content": content} for role, content in said]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    return str(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(("train_on", "replies"), [("all", "w2 w3 <end> w5 <end>"), ("last", "w5 <end>")])
+def test_the_turns_that_are_trained_on(make: Make, two_replies: str, train_on: str, replies: str) -> None:
+    (row,) = make(custom=two_replies, train_on=train_on).sets["custom"].rows
+    said = word_tokenizer().decode(row.input_ids[row.response_positions])
+    assert said.replace("<|im_end|>", "<end>") == replies
+
+
+@pytest.mark.parametrize(("overlong", "lengths"), [("drop", []), ("truncate", [12])])
+def test_rows_that_are_longer_than_they_may_be(
+    make: Make, two_replies: str, tmp_path: Path, overlong: str, lengths: list[int]
+) -> None:
+    short = write_rows(tmp_path / "short.jsonl", [("w1", "w2")])
+    custom = make(custom=[short, two_replies], max_length=12, overlong=overlong).sets["custom"]
+    assert [len(row.input_ids) for row in custom.rows] == [8, *lengths]
+    assert (custom.truncated, custom.overlong) == (len(lengths), 1 - len(lengths))
+
+
+def test_a_row_that_is_longer_than_it_may_be_stops_the_run_where_that_is_wanted(make: Make, two_replies: str) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: 17 tokens, but data\.max_length is 12"):
+        make(custom=two_replies, max_length=12, overlong="error")
+
+
+def test_options_reach_the_template(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "tagged.jinja").write_text("{{ tag }} " + CHATML)
+    datamodule = make(chat_template=str(tmp_path / "tagged.jinja"), template_options={"tag": "w7"})
+    for rows in datamodule.sets.values():
+        assert {int(row.input_ids[0]) for row in rows.rows} == {word_tokenizer().convert_tokens_to_ids("w7")}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_chat_template_that_is_not_utf_8(make: Make, tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "mine.jinja").write_text("Grüße " + CHATML, encoding=encoding)
+    with pytest.raises(DataError) as error:
+        make(chat_template=str(tmp_path / "mine.jinja"))
+    assert str(error.value) == f"data.chat_template: {tmp_path}/mine.jinja: not in UTF-8: save it as that"

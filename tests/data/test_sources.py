@@ -1,8 +1,11 @@
 """Every kind of source gives the same rows, and a broken one says which file and which row is at fault."""
 
 import csv
+import errno
 import json
+import os
 import socket
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -137,6 +140,36 @@ def test_the_split_of_a_saved_folder_of_splits(tmp_path):
 def test_a_changed_file_is_read_anew(tmp_path):
     load_set(write_jsonl(tmp_path / "rows.jsonl", ROWS))
     assert replies(load_set(write_jsonl(tmp_path / "rows.jsonl", ROWS[:1] * 2))) == ["answer 0", "answer 0"]
+
+
+def test_a_file_with_the_time_stamp_of_the_one_that_it_replaces_is_read_anew(tmp_path):
+    """As `cp -p`, `rsync -a` and `tar` leave it."""
+    for rows in (ROWS, ROWS[3:]):
+        path = write_jsonl(tmp_path / "rows.jsonl", rows)
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert replies(load_set(path)) == [row["completion"] for row in rows]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+def test_no_copy_stays_of_a_file_that_was_read(tmp_path, suffix, monkeypatch):
+    path = WRITERS[suffix](tmp_path / f"rows{suffix}", ROWS)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    assert len(load_set(path).conversations) == 6
+    assert sorted(tmp_path.rglob("*")) == [Path(path), tmp_path / "tmp"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+def test_a_name_is_no_pattern(tmp_path, suffix):
+    folder = tmp_path / "run[1] *?"
+    for name in ("run1 xx", "run[1] *?"):
+        (tmp_path / name).mkdir()
+        for file in ("rows1", "rows[1]", "rowsx", "rows*", "rows?", "[!r]ows"):
+            WRITERS[suffix](tmp_path / name / f"{file}{suffix}", [{"prompt": name, "completion": file}])
+    for file in ("rows[1]", "rows*", "rows?", "[!r]ows"):
+        loaded = load_set(str(folder / f"{file}{suffix}"))
+        assert [[turn.content for turn in c.messages] for c in loaded.conversations.values()] == [[folder.name, file]]
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -306,6 +339,23 @@ def test_a_missing_folder(tmp_path):
     assert f"no such file (is it {tmp_path / 'saved'}?)" in refusal(str(tmp_path / "save"))
 
 
+def test_a_home_that_nobody_has():
+    assert refusal("~nosuchuser/rows.jsonl") == "~nosuchuser/rows.jsonl: no such file"
+
+
+def test_no_room_for_the_temporary_copy(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise datasets.exceptions.DatasetGenerationError from OSError(errno.ENOSPC, "No space left on device")
+
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    advice = "free some space, or name another directory in TMPDIR"
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.Dataset, "from_json", full)
+        assert refusal(path) == f"{path}: its temporary copy cannot be written (No space left on device): {advice}"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert refusal(path) == f"{path}: its temporary copy cannot be written (No such file or directory): {advice}"
+
+
 def test_a_file_of_a_kind_that_is_not_read(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("hello", encoding="utf-8")
@@ -443,7 +493,62 @@ def test_a_share_that_comes_to_no_row_is_an_error(tmp_path: Path) -> None:
         load_set([rows, Source(rows, share=0.001)])
 
 
-def test_a_name_with_a_dot_may_be_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = datasets.Dataset.from_list([{"prompt": "hello", "completion": "there"}])
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset, split: {"teknium/OpenHermes-2.5": rows}[path])
-    assert len(load_set("teknium/OpenHermes-2.5").conversations) == 1
+# --- the hub ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str]]:
+    """What the hub is asked for: path, subset and split."""
+    asked = []
+
+    def load_dataset(path: str, subset: str | None, split: str) -> datasets.Dataset:
+        asked.append((path, subset, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+@pytest.mark.parametrize("name", ["teknium/OpenHermes-2.5", "squad", "hf://datasets/teknium/OpenHermes-2.5"])
+def test_names_of_hub_datasets(name: str, asked: list) -> None:
+    assert len(load_set(name).conversations) == 6
+    assert asked == [(name, None, "train")]
+
+
+def test_the_hub_is_asked_for_the_split_and_the_subset(asked: list) -> None:
+    load_set([Source("owner/name", subset="math", split="test"), Source("owner/other", split="dev")])
+    assert asked == [("owner/name", "math", "test"), ("owner/other", None, "dev")]
+
+
+def test_what_is_missing_in_a_folder_that_is_here_is_not_looked_for_on_the_hub(somewhere: None, asked: list) -> None:
+    (Path("data") / "deep").mkdir(parents=True)
+    write_jsonl(Path("data") / "custom.jsonl", ROWS)
+    kinds = "files end in .json, .jsonl, .parquet, .csv"
+    assert refusal("data/custom") == (
+        f"data/custom: no such file (is it data/custom.jsonl?); {kinds}; the hub's is hf://datasets/data/custom"
+    )
+    assert refusal("data/deep/custom") == f"data/deep/custom: no such file; {kinds}"
+    assert refusal("no/such/folder") == f"no/such/folder: no such file; {kinds}"
+    assert asked == []
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("json", ".jsonl"), ("csv", ".csv")])
+def test_files_of_a_hub_dataset_that_differ_in_their_columns(
+    tmp_path: Path, kind: str, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = WRITERS[ending](tmp_path / f"one{ending}", ROWS[:1] * 2000)
+    two = WRITERS[ending](tmp_path / f"two{ending}", [{**ROWS[1], "label": "x"}])
+    load, cache = datasets.load_dataset, str(tmp_path / "cache")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: load(kind, data_files=[one, two], cache_dir=cache))
+    assert refusal("owner/name") == (
+        "owner/name: neither a readable file nor a reachable hub dataset (its files differ in their columns: there are"
+        " 1 new columns ({'label'}))"
+    )
+
+
+def test_a_hub_dataset_of_other_sizes_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_, **__):
+        raise datasets.exceptions.NonMatchingSplitsSizesError("expected 5 rows\nfound 4")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    assert refusal("owner/name").endswith("nor a reachable hub dataset (expected 5 rows)")

@@ -593,3 +593,14 @@ def test_a_template_that_writes_the_date_of_today() -> None:
     assert ChatTokenizer(tokenizer).writes_the_date()
     assert not ChatTokenizer(tokenizer, template_options={"date_string": "26 Jul 2024"}).writes_the_date()
     assert not ChatTokenizer(built(SHAPES["chatml"])).writes_the_date()
+
+
+def test_a_dated_template_that_refuses_a_prompt_says_why_in_one_line() -> None:
+    demanding = "{% if messages[0].role != 'system' %}{{ raise_exception('No system\nturn') }}{% endif %}"
+    dated = demanding + "{{ strftime_now('%d %b %Y') }}" + CHATML
+    tokenizer = built(Shape(dated, byte_level, IM_END, IM_START))
+    with pytest.raises(DataError) as error:
+        ChatTokenizer(tokenizer).writes_the_date()
+    assert str(error.value) == (
+        "the chat template refuses a lone user turn (No system turn): give one that does not in data.chat_template"
+    )

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ def test_the_same_weights_at_another_scale_are_another_adapter(tiny_model: str) 
         digests.append(adapters.digest(SLOT))
     assert digests[0] == digests[1]
     assert len({*digests}) == 3
+
+
+def test_the_start_is_the_same_whatever_device_a_model_is_made_on(tiny_model: str) -> None:
+    model = load_base(Base(tiny_model, quantization="none"), CPU)
+    # as Lightning has it while a module makes its model, of which a GPU would draw other numbers
+    with torch.device("meta"):
+        elsewhere = AdapterBank(model, Lora(r=4), tiny_model, ("utility", "degraded"))
+    here = dict(bank(tiny_model).parameters(SLOT))
+    for name, value in elsewhere.parameters(SLOT):
+        assert torch.equal(value, here[name])
 
 
 def test_reset_takes_the_slot_back_to_the_base_and_to_the_same_start(tiny_model: str) -> None:
@@ -166,6 +177,18 @@ def test_an_adapter_that_is_not_there(tiny_model: str, tmp_path: Path) -> None:
         bank(tiny_model).load("utility", str(tmp_path / "nothing"))
 
 
+def test_an_adapter_that_is_missing_in_a_folder_that_is_here_is_not_looked_for_on_the_hub(
+    tiny_model: str, somewhere: None
+) -> None:
+    Path("adapters/utility").mkdir(parents=True)
+    with pytest.raises(ModelError) as error:
+        bank(tiny_model).load("utility", "adapters/utilty")
+    assert str(error.value) == (
+        "adapters/utilty: no PEFT adapter to be had: no such directory (is it adapters/utility?); for the hub's, give"
+        " the directory that hf download adapters/utilty prints"
+    )
+
+
 def test_an_adapter_whose_weights_are_missing(tiny_model: str, saved: Path) -> None:
     shutil.move(saved / "adapter_model.safetensors", saved / "elsewhere")
     with pytest.raises(ModelError, match="no PEFT adapter to be had"):
@@ -180,6 +203,26 @@ def test_an_adapter_that_lacks_layers_or_is_damaged(tiny_model: str, saved: Path
         bank(tiny_model).load("utility", str(saved))
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(ModelError, match="no PEFT adapter to be had"):
+        bank(tiny_model).load("utility", str(saved))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"version https://git-lfs.github.com/spec/v1\nsize 5\n", b"", b"junk", b"PK\3\4 cut", pickle.dumps({"a": print})],
+    ids=["a pointer of git-lfs", "empty", "junk", "cut", "code"],
+)
+def test_an_adapter_in_a_pickled_file_that_is_damaged(tiny_model: str, saved: Path, content: bytes) -> None:
+    (saved / "adapter_model.safetensors").unlink()
+    (saved / "adapter_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match="adapter: no PEFT adapter to be had: ") as error:
+        bank(tiny_model).load("utility", str(saved))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ['{"ba', "[]", "{}"])
+def test_an_adapter_that_does_not_name_its_base(tiny_model: str, saved: Path, content: str) -> None:
+    (saved / "toss.json").write_text(content)
+    with pytest.raises(ModelError, match=r"adapter/toss\.json: cannot be read: copy or train the adapter again"):
         bank(tiny_model).load("utility", str(saved))
 
 

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -6,6 +7,7 @@ import torch
 from tiny import nf4_config, save_tiny_model
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     BitsAndBytesConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -19,7 +21,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from toss_lightning.errors import ModelError
+from toss_lightning.errors import ModelError, StoreError
 from toss_lightning.models import AdapterBank, Base, Lora
 from toss_lightning.models.adapters import BASE
 from toss_lightning.models.base import (
@@ -151,6 +153,8 @@ def test_the_attention_implementation_is_passed_on(tiny_model: str) -> None:
     [
         ("./no/such/directory", "model.base.path: ./no/such/directory: no such directory"),
         ("no_such.gguf", "model.base.path: no_such.gguf: no such file"),
+        ("~nosuchuser/llama", "model.base.path: ~nosuchuser/llama: no such directory"),
+        ("~nosuchuser/llama.gguf", "model.base.path: ~nosuchuser/llama.gguf: no such file"),
         ("bundled:nothing", "bundled:nothing does not exist; there is smollm2-135m-instruct"),
     ],
 )
@@ -158,6 +162,100 @@ def test_a_base_that_is_not_there(path: str, message: str) -> None:
     with pytest.raises(ModelError, match=message) as error:
         load_tokenizer(Base(path))
     assert "\n" not in str(error.value)
+
+
+def test_what_is_missing_in_a_folder_that_is_here_is_not_looked_for_on_the_hub(somewhere: None) -> None:
+    Path("models/llama-1b").mkdir(parents=True)
+    for load in (load_tokenizer, lambda base: load_base(base, CPU)):
+        with pytest.raises(ModelError) as error:
+            load(Base("models/llama1b"))
+        assert str(error.value) == (
+            "model.base.path: models/llama1b: no such directory (is it models/llama-1b?); for the hub's, give the"
+            " directory that hf download models/llama1b prints"
+        )
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2048\n"
+FETCH = "; a file may be damaged, or the pointer to one that git-lfs leaves: fetch it again"
+
+
+def damaged(model: str, folder: Path, name: str, content: bytes) -> Base:
+    """A copy of a model with one file that is not as it was."""
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    (folder / name).write_bytes(content)
+    return Base(str(folder), quantization="none")
+
+
+@pytest.mark.parametrize("left", [POINTER, b"", 1000], ids=["a pointer of git-lfs", "empty", "cut"])
+def test_weights_that_are_damaged(tiny_model: str, tmp_path: Path, left: bytes | int) -> None:
+    content = (Path(tiny_model) / "model.safetensors").read_bytes()[:left] if isinstance(left, int) else left
+    base = damaged(tiny_model, tmp_path, "model.safetensors", content)
+    for load, wrong in (
+        (lambda: load_base(base, CPU), "cannot be loaded"),
+        (lambda: stored_digest(base), "cannot be read"),
+    ):
+        with pytest.raises(ModelError) as error:
+            load()
+        assert str(error.value).startswith(f"model.base.path: {tmp_path}: {wrong}: SafetensorError: ")
+        assert str(error.value).endswith(FETCH)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(POINTER, "Weights only load failed"), (b"", "EOFError"), (b"junk", "unpack requires")]
+)
+def test_pickled_weights_that_are_damaged(tiny_model: str, tmp_path: Path, content: bytes, said: str) -> None:
+    base = damaged(tiny_model, tmp_path, "pytorch_model.bin", content)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=f"cannot be loaded: .*{said}.*{FETCH}") as error:
+        load_base(base, CPU)
+    assert "weights_only" not in str(error.value), "torch advises to trust the file"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.json", POINTER, "Expecting value: line 1"),
+        ("tokenizer.json", b'{"added_tokens": [], "model": {"type": "Unknown"}}', "Exception: data did not match any"),
+        ("tokenizer.json", b'{"version": "1.0"}', "KeyError: 'added_tokens'; a file may be damaged"),
+        ("tokenizer_config.json", b"[]", "AttributeError: 'list' object has no"),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "x"}', "expected int, got str"),
+    ],
+)
+def test_a_tokenizer_that_is_damaged(tiny_model: str, tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    base = damaged(tiny_model, tmp_path, name, content)
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(base)
+    assert str(error.value).startswith(f"model.base.path: {tmp_path}: no tokenizer to be had: ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_code_of_a_repository_raises(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise ImportError("This modeling file requires einops\nRun pip install einops")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for source, load in ((AutoTokenizer, load_tokenizer), (AutoModelForCausalLM, lambda base: load_base(base, CPU))):
+        monkeypatch.setattr(source, "from_pretrained", lacking)
+        with pytest.raises(ModelError, match=r"requires einops$"):
+            load(Base(tiny_model, quantization="none"))
+        monkeypatch.setattr(source, "from_pretrained", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(Base(tiny_model, quantization="none"))
+
+
+def test_a_cache_that_cannot_be_written(tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in (AutoTokenizer, AutoModelForCausalLM):
+        loaded = source.from_pretrained(tiny_model)
+        monkeypatch.setattr(source, "from_pretrained", lambda *_, loaded=loaded, **__: loaded)
+    (tmp_path / "tiny.gguf").write_bytes(b"a model")
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("TOSS_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(StoreError, match=r"free some space or name another directory in TOSS_CACHE$"):
+        load_tokenizer(Base(str(tmp_path / "tiny.gguf")))
 
 
 def test_a_directory_that_is_no_model(tmp_path: Path) -> None:

@@ -148,7 +148,10 @@ class TossDataModule(LightningDataModule):
         if self.chat_template is not None:
             if not Path(self.chat_template).is_file():
                 raise DataError(f"data.chat_template: {self.chat_template}: no such file")
-            tokenizer.chat_template = Path(self.chat_template).read_text(encoding="utf-8")
+            try:
+                tokenizer.chat_template = Path(self.chat_template).read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"data.chat_template: {self.chat_template}: not in UTF-8: save it as that") from error
         self.chat = chat = ChatTokenizer(tokenizer, self.train_on, self.template_options)
         if chat.writes_the_date():
             rank_zero_warn(

@@ -1,8 +1,11 @@
 """Where rows come from: files, hub datasets, bundled samples, and mixtures of them."""
 
 import csv
-import difflib
+import errno
+import glob
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,11 +17,16 @@ import pyarrow
 
 from toss_lightning.data.formats import Conversation, Format, detect_format, to_conversation
 from toss_lightning.errors import DataError, TossError
+from toss_lightning.files import HUB_ID, may_be_hub_id, nearest
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 LONGEST_CELL = 2**31 - 1
 """Characters of a CSV cell; by default Python's reader takes no conversation of more than 131 thousand."""
 SAMPLES = Path(__file__).parent / "samples"
+HUB = "hf://datasets/"
+"""Stands before the name of a hub dataset that is looked for nowhere else."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOENT)
+"""What the system says of a full disk, a quota and a process limit, and Python where no directory takes a file."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,10 @@ class Source:
     """One origin of rows, and which of its rows to take."""
 
     path: str
-    """A .jsonl, .json, .parquet or .csv file, a folder written by `save_to_disk`, a hub dataset, or sample:NAME."""
+    """A .jsonl, .json, .parquet or .csv file, a folder written by `save_to_disk`, a hub dataset, or sample:NAME.
+
+    A hub dataset is OWNER/NAME, or hf://datasets/OWNER/NAME where a folder OWNER lies here.
+    """
     format: Format = "auto"
     """How rows are laid out; auto recognises it from the columns."""
     columns: dict[str, str] | None = None
@@ -121,7 +132,7 @@ def _read(source: Source, check: RowCheck) -> datasets.Dataset:
             known = sorted(file.stem for file in SAMPLES.glob("*.jsonl"))
             raise DataError(f"{source.path}: no such bundled sample; there are {', '.join(known)}")
         return _read(replace(source, path=str(path)), check)
-    path = Path(source.path).expanduser()
+    path = Path(os.path.expanduser(source.path))  # pathlib raises where nobody has such a home
     try:
         if path.suffix.lower() in READERS:
             table = _read_file(path, source, check)
@@ -129,15 +140,16 @@ def _read(source: Source, check: RowCheck) -> datasets.Dataset:
             table = datasets.load_from_disk(str(path))
         elif path.is_file():
             raise DataError(f"{path}: unknown kind of file; files end in {', '.join(READERS)}")
-        elif source.path.startswith((".", "/", "~")) or (path.suffix and not _may_be_hub_id(source.path)):
-            raise DataError(f"{path}: no such file{_nearest(path)}; files end in {', '.join(READERS)}")
-        else:
+        elif source.path.startswith(HUB) or may_be_hub_id(source.path):
             table = datasets.load_dataset(source.path, source.subset, split=source.split)
+        else:
+            hub = f"; the hub's is {HUB}{source.path}" if HUB_ID.fullmatch(source.path) else ""
+            raise DataError(f"{path}: no such file{nearest(path)}; files end in {', '.join(READERS)}{hub}")
     except TossError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{source.path}: neither a readable file nor a reachable hub dataset ({_first_line(error)})"
+            f"{source.path}: neither a readable file nor a reachable hub dataset ({_reason(error)})"
         ) from error
     if isinstance(table, datasets.DatasetDict):
         if source.split not in table:
@@ -152,22 +164,42 @@ def _read(source: Source, check: RowCheck) -> datasets.Dataset:
 
 def _read_file(path: Path, source: Source, check: RowCheck) -> datasets.Dataset:
     if not path.exists():
-        raise DataError(f"{path}: no such file{_nearest(path)}")
+        raise DataError(f"{path}: no such file{nearest(path)}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
     reader = READERS[path.suffix.lower()]
     try:
         options = _text_columns(path) if reader == "csv" else {}
-        # load_dataset would tell the hub about every file that it reads, and wait where there is no network
-        table = getattr(datasets.Dataset, f"from_{reader}")(str(path), **options)
+        table = _read_once(path, reader, options)
         return _read_as_written(path) if reader == "json" and _has_times(table.features) else table
     except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
         if reader == "json":
             _find_bad_line(path, source, check)
-        raise DataError(f"{path}: cannot be read as {reader} ({_first_line(error.__cause__ or error)})") from error
+        raise DataError(f"{path}: cannot be read as {reader} ({_reason(error)})") from error
     except ValueError as error:
         if "corresponds to no data" in str(error):
             raise DataError(f"{path}: the file holds no rows") from error
+        raise
+
+
+def _read_once(path: Path, reader: str, options: dict[str, Any]) -> datasets.Dataset:
+    """A file as a table in memory.
+
+    `datasets` reads by way of a copy on disk, which it would keep for ever, and would take for the file again as long
+    as that has the same time stamp. The rows become conversations, which need more memory than the table.
+    """
+    # load_dataset would tell the hub about every file that it reads, and wait where there is no network
+    read = getattr(datasets.Dataset, f"from_{reader}")
+    try:
+        with tempfile.TemporaryDirectory(prefix="toss_") as copy:
+            return read(glob.escape(str(path)), cache_dir=copy, keep_in_memory=True, **options)
+    except (OSError, datasets.exceptions.DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            raise DataError(
+                f"{path}: its temporary copy cannot be written ({cause.strerror}): free some space, or name another"
+                " directory in TMPDIR"
+            ) from error
         raise
 
 
@@ -271,16 +303,11 @@ def _name(source: Source) -> str:
     return source.name or Path(source.path.removeprefix("sample:")).stem
 
 
-def _may_be_hub_id(path: str) -> bool:
-    """`owner/name`, where no folder `owner` lies here; the name may hold dots."""
-    return path.count("/") == 1 and not Path(path).parent.is_dir()
-
-
-def _nearest(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else None
-    names = difflib.get_close_matches(path.name, [item.name for item in folder.iterdir()], 1) if folder else []
-    return f" (is it {folder / names[0]}?)" if folder and names else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """One line on an error; some of `datasets` say nothing themselves, but have come of one that does."""
+    said: BaseException = error
+    if isinstance(error, datasets.exceptions.DatasetGenerationError):
+        said = error.__cause__ or error.__context__ or error
+    if isinstance(said, datasets.table.CastError):
+        return f"its files differ in their columns: {said.details()}"
+    return (str(said).splitlines() or [type(said).__name__])[0]

@@ -17,6 +17,8 @@ from toss_lightning.errors import DataError
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 DATELESS = "{% macro strftime_now(format) %}no date{% endmacro %}"
 """Stands in a template for what would write the date of today."""
+REFUSALS = (jinja2.TemplateError, ValueError, TypeError)
+"""What a template raises over turns or options that it cannot render."""
 REPLY_END = "\ue000"
 """A character of no meaning, put behind a reply to see where the template renders its end."""
 
@@ -111,9 +113,8 @@ class ChatTokenizer:
             text, spans = self._by_marks(messages) if self.marked else self._by_prefix(messages)
         except _CannotSpan as error:
             raise DataError(f"{conversation.where}: {error}") from error
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{conversation.where}: the chat template refuses this row ({reason})") from error
+        except REFUSALS as error:
+            raise DataError(f"{conversation.where}: {_refused('this row', error)}") from error
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.array(encoded["input_ids"], dtype=np.int32)
         offsets = np.array(encoded["offset_mapping"], dtype=np.int32).reshape(-1, 2)
@@ -142,9 +143,8 @@ class ChatTokenizer:
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
         try:
             text = self._render(turns, prompt=True)
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{where}: the chat template refuses this row ({reason})") from error
+        except REFUSALS as error:
+            raise DataError(f"{where}: {_refused('this row', error)}") from error
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
 
     def turn_ends(self) -> list[int]:
@@ -155,15 +155,24 @@ class ChatTokenizer:
         return ends
 
     def writes_the_date(self) -> bool:
-        """Whether the template writes the date of today, so that rows have other tokens tomorrow."""
+        """Whether the template writes the date of today, so that rows have other tokens tomorrow.
+
+        Raises:
+            DataError: the template refuses a prompt.
+        """
         template = str(self.tokenizer.get_chat_template())
         if "strftime_now" not in template:
             return False
         turns = [{"role": "user", "content": "Hello"}]
-        dateless = self.tokenizer.apply_chat_template(
-            turns, chat_template=DATELESS + template, tokenize=False, **self.template_options
-        )
-        return bool(dateless != self._render(turns))
+        try:
+            dateless = self.tokenizer.apply_chat_template(
+                turns, chat_template=DATELESS + template, tokenize=False, **self.template_options
+            )
+            return bool(dateless != self._render(turns))
+        except REFUSALS as error:
+            raise DataError(
+                f"{_refused('a lone user turn', error)}: give one that does not in data.chat_template"
+            ) from error
 
     def _render(self, messages: Sequence[dict[str, str]], prompt: bool = False) -> str:
         return str(
@@ -255,6 +264,10 @@ class ChatTokenizer:
 
     def _is_special(self, ids: np.ndarray) -> np.ndarray:
         return np.isin(ids, self.special_ids)
+
+
+def _refused(what: str, error: Exception) -> str:
+    return f"the chat template refuses {what} ({' '.join(str(error).split())})"
 
 
 class _Span(NamedTuple):

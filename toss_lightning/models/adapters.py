@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import PreTrainedModel
 
 from toss_lightning.errors import ModelError, check_settings
-from toss_lightning.files import new_directory
-from toss_lightning.models.base import base_fingerprint
+from toss_lightning.files import may_be_hub_id, new_directory, no_such_directory
+from toss_lightning.models.base import base_fingerprint, reason
 
 SLOT, BASE = "slot", "base"
 """The trainable adapter, and no adapter at all."""
@@ -34,8 +33,6 @@ PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 OTHER_SENSES = r".*(vision|audio|image|multi_modal|multimodal).*"
 """Layers of a multimodal model that text never reaches."""
 FINGERPRINT_FILE = "toss.json"
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, SafetensorError)
-"""What PEFT raises over a directory or hub id that holds no adapter, or a broken one."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,8 @@ class AdapterBank:
             exclude_modules=OTHER_SENSES if model.config.get_text_config() is not model.config else None,
         )
         model.config.name_or_path = base_path
-        with torch.random.fork_rng(devices=[]):
+        # drawn on the CPU, whatever device Lightning lets a module make its model on: the same start on all hardware
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(seed)
             try:
                 self.net: PeftModel = get_peft_model(model, config, adapter_name=SLOT)
@@ -237,8 +235,8 @@ class AdapterBank:
         self.check(path)
         try:
             weights = load_peft_weights(path, device="cpu")
-        except UNREADABLE as error:
-            raise _not_to_be_had(path, error) from error
+        except Exception as error:  # over damaged files safetensors and pickle raise errors of no common kind
+            raise _not_to_be_had(path, reason(error)) from error
         if lost := sorted(set(self.state(adapter)) - set(weights)):
             raise ModelError(f"{path}: the adapter lacks {len(lost)} weights, such as {lost[0]}: train it again")
         try:
@@ -261,10 +259,12 @@ class AdapterBank:
         Raises:
             ModelError: nothing is there, or it was made for another base or has another shape.
         """
+        if not Path(path).is_dir() and not may_be_hub_id(path):
+            raise _not_to_be_had(path, no_such_directory(path))
         try:
             config = PeftConfig.from_pretrained(path)
-        except UNREADABLE as error:
-            raise _not_to_be_had(path, error) from error
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _not_to_be_had(path, reason(error)) from error
         ours: Any = self.net.peft_config[SLOT]
         if config.peft_type != ours.peft_type:
             raise ModelError(f"{path}: the adapter is {config.peft_type}, which is not supported: give one of LoRA")
@@ -276,7 +276,7 @@ class AdapterBank:
             )
         fingerprint = Path(path) / FINGERPRINT_FILE
         if fingerprint.is_file():
-            other = json.loads(fingerprint.read_text(encoding="utf-8")).get("base") != self.fingerprint
+            other = _trained_on(fingerprint) != self.fingerprint
         else:
             other = Path(str(config.base_model_name_or_path)).name != Path(self.base_path).name
         if other:
@@ -301,8 +301,16 @@ class AdapterBank:
             )
 
 
-def _not_to_be_had(path: str, error: Exception) -> ModelError:
-    return ModelError(f"{path}: no PEFT adapter to be had: {str(error).splitlines()[0]}")
+def _not_to_be_had(path: str, why: str) -> ModelError:
+    return ModelError(f"{path}: no PEFT adapter to be had: {why}")
+
+
+def _trained_on(fingerprint: Path) -> Any:
+    """The base that the file beside an adapter names."""
+    try:
+        return json.loads(fingerprint.read_text(encoding="utf-8"))["base"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{fingerprint}: cannot be read: copy or train the adapter again") from error
 
 
 def _whole(value: Tensor) -> Tensor:

