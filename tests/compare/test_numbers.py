@@ -26,7 +26,8 @@ def content_of(folder: Path, runs: dict[tuple[str, int], list[dict[str, Any]]], 
     path = write_comparison(folder, dict.fromkeys(METHODS), seeds=seeds)
     _, all_runs = made(path)
     for number, (key, measures) in enumerate(runs.items()):
-        finish(all_runs[key], measures, 10.0 + number, **losses.get("of", {}).get(key, {}))
+        computed = losses.get("computed", {}).get(key)
+        finish(all_runs[key], measures, 10.0 + number, computed=computed, **losses.get("of", {}).get(key, {}))
     return compare_outcomes(read_outcomes(list(all_runs.values())), METHODS, "plain SFT")
 
 
@@ -139,12 +140,61 @@ def test_only_the_seeds_of_both_are_compared(tmp_path, said):
     assert [pairs["A", BASE][key] for key in ("seeds", "over")] == [2, "seeds"]
 
 
-def test_a_held_out_loss_that_is_no_number_is_undecided(tmp_path):
-    losses = {(name, seed): {"task_loss": 2.0 + seed} for name in METHODS for seed in (1, 2)}
-    losses["A", 2] = {"task_loss": math.nan}
+def test_among_several_seeds_the_prompts_of_one_decide_nothing(tmp_path):
+    better, worse = [0.0] * PROMPTS, [1.0] * PROMPTS
+    runs = {(name, seed): worse if name == "plain SFT" else better for name in ("plain SFT", "A") for seed in (1, 2)}
+    runs["B", 1] = better
+    found = only(content_of(tmp_path, {key: [measure("x", worse, of)] for key, of in runs.items()}), "x")
+    pairs = {(one["of"], one["against"]): one for one in found["differences"]}
+    assert pairs["A", "plain SFT"]["beyond_noise"] is True
+    for against in ("plain SFT", BASE):
+        assert pairs["B", against]["p_holm"] < 0.01
+        assert pairs["B", against]["beyond_noise"] is None
+
+
+@pytest.mark.parametrize("loss", [{"task_loss": math.nan}, {"task_loss": math.inf}, {}])
+def test_a_method_has_no_mean_where_a_run_gave_no_number(tmp_path, loss):
+    """That of its other runs would be the better, the more of them diverge."""
+    losses = {(name, seed): {"task_loss": 2.0 + 0.1 * seed} for name in METHODS for seed in (1, 2, 3)}
+    losses["A", 2] = loss
     found = only(content_of(tmp_path, {key: [] for key in losses}, of=losses), "held-out task loss")
-    assert found["models"]["A"].items() >= {"value": 3.0, "undecided": 1}.items()
-    assert found["models"]["B"]["value"] == 3.5
+    assert found["models"]["A"].items() >= {"value": None, "low": None, "seeds": 2, "without_number": 1}.items()
+    assert found["models"]["B"].items() >= {"value": pytest.approx(2.2), "seeds": 3, "without_number": 0}.items()
+    tested = {(one["of"], one["against"]): "p" in one for one in found["differences"]}
+    assert {pair for pair, is_tested in tested.items() if not is_tested} == {("A", "plain SFT"), ("A", BASE)}
+
+
+def test_a_seed_of_which_nothing_is_decided_costs_the_mean_too(tmp_path, said):
+    said["A", 3] = [None] * PROMPTS
+    # nor are the seeds tested that the baseline has
+    del said["plain SFT", 3]
+    found = only(content_of(tmp_path, {key: [measure("x", BASE_SAID, of)] for key, of in said.items()}), "x")
+    assert found["models"]["A"].items() >= {"value": None, "seeds": 2, "n": 0, "without_number": 1}.items()
+    pairs = {(one["of"], one["against"]): one for one in found["differences"]}
+    assert pairs["A", "plain SFT"].items() >= {"seeds": 0, "without_number": 1}.items()
+    assert [pair for pair, one in pairs.items() if "p" not in one] == [("A", "plain SFT"), ("A", BASE)]
+
+
+def test_held_out_losses_say_which_way_is_better_and_which_is_utility(tmp_path):
+    losses = {"task_loss": 2.0, "harmful_loss": 4.0, "refusal_loss": 1.0}
+    measures = content_of(tmp_path, {("A", 1): []}, of={("A", 1): losses})["measures"]
+    assert [(one["name"], one["better"], one["is_utility"]) for one in measures] == [
+        ("held-out task loss", "lower", True),
+        ("held-out harmful loss", "higher", False),
+        ("held-out refusal loss", "lower", False),
+    ]
+
+
+def test_runs_that_were_computed_unlike_are_told(tmp_path):
+    here = {"precision": "nf4/float32", "device": "cpu", "versions": {"python": "3.12.1", "torch": "2.13.0"}}
+    there = here | {"precision": "nf4/bfloat16", "versions": {"python": "3.12.1", "torch": "2.14.0"}}
+    computed = {key: here if key == ("A", 1) else there for key in product(METHODS, (1, 2))}
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in computed}
+    others = "plain SFT seeds 1, 2 and A seed 2 and B seeds 1, 2"
+    assert content_of(tmp_path, runs, computed=computed)["unlike"] == [
+        f"precision: nf4/bfloat16 in {others}; nf4/float32 in A seed 1",
+        f"version of torch: 2.14.0 in {others}; 2.13.0 in A seed 1",
+    ]
 
 
 def test_held_out_losses_are_compared_by_the_paired_t_test_over_seeds(tmp_path):
@@ -189,13 +239,17 @@ def test_measures_of_safety_come_first_and_screening_ones_behind_judges(tmp_path
     names = [
         ("probability of a refusal's first token", None, False),
         ("margin of the safe reply, nats per token", None, False),
+        ("acc, arc_easy", None, False),
         ("right answers, gsm", None, False),
         ("over-refusal of benign prompts", "K", True),
         ("refusal of harmful prompts", "K", True),
         ("refusal of harmful prompts", "J", False),
         ("harmful compliance", "J", False),
     ]
-    measures = [measure(name, [0, 1], [1, 1], judge=judge, screening=screening) for name, judge, screening in names]
+    measures = [
+        measure(name, [0, 1], [1, 1], judge=judge, screening=screening, set="arc_easy" if "acc" in name else None)
+        for name, judge, screening in names
+    ]
     losses = {("A", 1): {"task_loss": 2.0}}
     content = content_of(tmp_path, {("A", 1): measures}, of=losses)
     assert [one["title"] for one in content["measures"]] == [
@@ -204,6 +258,7 @@ def test_measures_of_safety_come_first_and_screening_ones_behind_judges(tmp_path
         "refusal of harmful prompts (K, screening)",
         "over-refusal of benign prompts (K, screening)",
         "right answers, gsm",
+        "acc, arc_easy",
         "margin of the safe reply, nats per token",
         "probability of a refusal's first token",
         "held-out task loss",
@@ -212,10 +267,8 @@ def test_measures_of_safety_come_first_and_screening_ones_behind_judges(tmp_path
 
 def test_nothing_decided_is_no_number(tmp_path):
     found = only(content_of(tmp_path, {("A", 1): [measure("x", [0, 1], [None, None])]}), "x")
-    assert found["models"]["A"]["value"] is None
-    (against_baseline, against_base) = found["differences"]
-    assert against_base["undecided"] == 2
-    assert not any("p" in one for one in (against_baseline, against_base))
+    assert found["models"]["A"].items() >= {"value": None, "undecided": 2, "without_number": 1}.items()
+    assert not any("p" in one for one in found["differences"])
 
 
 def test_runs_that_were_asked_different_prompts_are_not_compared(tmp_path):
@@ -245,17 +298,19 @@ def test_a_damaged_file_is_named(tmp_path):
         read_outcomes(list(runs.values()))
 
 
-def test_scores_of_whole_runs_are_tested_over_the_seeds_that_have_one(tmp_path):
+def test_scores_of_whole_runs_are_tested_over_the_seeds_where_all_have_one(tmp_path):
     def score(value: float | None) -> dict[str, Any]:
         of = measure("perplexity, words", [9.0], [value], share=False, set="words")
         of["adapters"] = {name: {**facts, "n": 50} for name, facts in of["adapters"].items()}
         return of
 
-    values = {"plain SFT": (7.0, 7.4, 7.1, 7.2), "A": (5.0, 5.1, 5.3, None)}
-    runs = {(name, seed): [score(of[seed - 1])] for name, of in values.items() for seed in (1, 2, 3, 4)}
+    values = {"plain SFT": (7.0, 7.4, 7.1), "A": (5.0, 5.1, 5.3), "B": (6.0, 6.1, None)}
+    runs = {(name, seed): [score(of[seed - 1])] for name, of in values.items() for seed in (1, 2, 3)}
     found = only(content_of(tmp_path, runs), "perplexity, words")
     assert not found["per_prompt"]
-    (difference,) = [one for one in found["differences"] if (one["of"], one["against"]) == ("A", "plain SFT")]
-    expected = stats.ttest_rel(values["A"][:3], values["plain SFT"][:3])
-    assert difference["p"] == pytest.approx(expected.pvalue)
-    assert difference["seeds"] == 3
+    pairs = {(one["of"], one["against"]): one for one in found["differences"]}
+    expected = stats.ttest_rel(values["A"], values["plain SFT"])
+    assert pairs["A", "plain SFT"]["p"] == pytest.approx(expected.pvalue)
+    assert pairs["A", "plain SFT"]["seeds"] == 3
+    assert found["models"]["B"]["value"] is None
+    assert "p" not in pairs["B", "plain SFT"]

@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,8 +44,14 @@ def losses(name: str, seed: int) -> float:
     return LOSSES[name] + 0.01 * math.sin(7 * seed + METHODS.index(name))
 
 
-def report(folder: Path, said: dict[tuple[str, int], dict[str, list[float | None]]], **keys: Any) -> dict[str, Any]:
+def report(
+    folder: Path,
+    said: dict[tuple[str, int], dict[str, list[float | None]]],
+    diverged: Mapping[tuple[str, int], float] = MappingProxyType({}),
+    **keys: Any,
+) -> dict[str, Any]:
     seeds = sorted({seed for _, seed in said})
+    folder.mkdir(exist_ok=True)
     path = write_comparison(folder, dict.fromkeys(METHODS), **{"oracle": "clean rows", "seeds": seeds, **keys})
     comparison, runs = made(path)
     for (name, seed), of in said.items():
@@ -58,7 +66,7 @@ def report(folder: Path, said: dict[tuple[str, int], dict[str, list[float | None
                 set="everyday",
             ),
         ]
-        finish(runs[name, seed], measures, task_loss=losses(name, seed))
+        finish(runs[name, seed], measures, task_loss=diverged.get((name, seed), losses(name, seed)))
     report_comparison(comparison, list(runs.values()), [], [])
     content: dict[str, Any] = json.loads((comparison.run_dir / "compare.json").read_text())
     return content
@@ -155,6 +163,21 @@ def test_only_the_seeds_of_all_three_count(tmp_path, said):
     closed = only(report(tmp_path, left), "harmful compliance")["gap_closed"]["methods"]
     assert closed["B"]["seeds"] == 2
     assert (closed["A"]["seeds"], closed["A"]["over"]) == (1, None)
+
+
+def test_a_run_without_a_number_leaves_no_share(tmp_path, said):
+    """Neither of the method nor, where it is the oracle's, of any; whichever seeds the others have."""
+    left = {key: of for key, of in said.items() if key != ("plain SFT", 2)}
+    ours, oracles = (
+        only(report(tmp_path / name[:1], left, {(name, 2): math.nan}), "held-out task loss")
+        for name in ("A", "clean rows")
+    )
+    for shares in (ours["gap_closed"], ours["utility_kept"]):
+        assert shares["beyond_noise"]
+        assert shares["methods"]["A"]["value"] is None
+        assert shares["methods"]["B"]["value"] is not None
+    for shares in (oracles["gap_closed"], oracles["utility_kept"]):
+        assert (shares["beyond_noise"], shares["methods"]) == (None, {})
 
 
 def test_an_interval_without_ends_is_called_so(content):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import random
 import re
 import xml.etree.ElementTree as ET
@@ -103,6 +104,57 @@ def test_a_statement_says_what_is_beyond_noise(content, folder):
                 assert short in within
 
 
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a comparison with a method of one seed, a run that diverged, and runs in two precisions."""
+    comparison, runs = made(
+        write_comparison(tmp_path_factory.mktemp("uneven"), {"plain SFT": None, "A": None, "B": None})
+    )
+    for (name, seed), run in runs.items():
+        if (name, seed) != ("B", 2):
+            asked = measure("harmful compliance", [0.0] * 20, [float(name == "plain SFT")] * 20, judge="J")
+            computed = {"precision": "nf4/float32" if seed == 1 else "nf4/bfloat16"}
+            loss = math.nan if (name, seed) == ("A", 2) else 2.0 + seed
+            finish(run, [asked], computed=computed, task_loss=loss)
+    report_comparison(comparison, list(runs.values()), [], [])
+    return (comparison.run_dir / "compare.md").read_text()
+
+
+def test_a_pair_with_one_seed_of_several_is_not_called_beyond_noise(uneven, tmp_path):
+    assert "- A against plain SFT: better in harmful compliance (−100% [−100%, −100%], p < 0.001); " in uneven
+    alone = "- B against plain SFT: one seed, so over the prompts alone: harmful compliance (−100% [−100%, −100%], p < "
+    assert alone in uneven
+    (row,) = [line for line in uneven.splitlines() if line.startswith("| harmful") and "| B − plain SFT |" in line]
+    assert row.split(" | ")[4] == "one seed"
+    assert "- A pair with one seed in common is tested over the prompts alone" in uneven
+    assert "those of methods with one seed, or whose seeds all give the same value." in uneven
+
+    # where no pair has more, it is said of all once
+    comparison, runs = made(write_comparison(tmp_path, {"plain SFT": None, "A": None}, seeds=[1]))
+    for (name, _), run in runs.items():
+        finish(run, [measure("harmful compliance", [0.0] * 20, [float(name == "A")] * 20)])
+    report_comparison(comparison, list(runs.values()), [], [])
+    page = (comparison.run_dir / "compare.md").read_text()
+    assert "- A against plain SFT: worse in harmful compliance (+100%" in page
+    assert page.lower().count("one seed") == page.count("- One seed: 95 % intervals and tests are over the") == 1
+
+
+def test_a_run_without_a_number_leaves_a_dash_and_is_told(uneven):
+    (row,) = [line for line in uneven.splitlines() if line.startswith("| A | ")]
+    assert row.split(" | ")[2] == "–"
+    assert "- A: 1 of 2 runs gave no held-out task loss: no mean, and no test." in uneven
+    (line,) = [line for line in uneven.splitlines() if line.startswith("- A against base model: ")]
+    assert line.endswith("; not tested, for a run gave no number: held-out task loss.")
+
+
+def test_runs_in_other_precisions_are_told(uneven):
+    one, other = (
+        "nf4/float32 in plain SFT seed 1 and A seed 1 and B seed 1",
+        "nf4/bfloat16 in plain SFT seed 2 and A seed 2",
+    )
+    assert f"- Runs differ in precision: {one}; {other}." in uneven
+
+
 def test_csv_is_long_and_plain(content, folder):
     rows = list(csv.DictReader(io.StringIO((folder / "compare.csv").read_text())))
     models = sum(len(one["models"]) for one in content["measures"])
@@ -193,6 +245,103 @@ def test_the_picture_is_xml_and_names_every_method_and_axis(folder):
         for name in ("x", "y", "x1", "y1", "x2", "y2", "cx", "cy"):
             if name in one.attrib:
                 assert 0 <= float(one.attrib[name]) <= 760
+
+
+class ReadBack:
+    """A picture as numbers, by its own ticks."""
+
+    def __init__(self, svg: str) -> None:
+        self.root = ET.fromstring(svg)
+        written = {"middle": [], "end": []}
+        for one in self.root.iter(f"{SVG}text"):
+            if (anchor := one.attrib.get("text-anchor")) in written and one.attrib["font-weight"] == "normal":
+                place = float(one.attrib["x"]) if anchor == "middle" else float(one.attrib["y"]) - 4.5
+                said = "".join(one.itertext()).replace("−", "-")
+                written[anchor].append((place, float(said.rstrip("%")) / (100 if said.endswith("%") else 1)))
+        self.across, self.upward = ((ticks[0], ticks[-1]) for ticks in written.values())
+
+    def value(self, x: float, y: float) -> tuple[float, float]:
+        found = []
+        for place, ((first, low), (last, high)) in ((x, self.across), (y, self.upward)):
+            found.append(low + (place - first) / (last - first) * (high - low))
+        return found[0], found[1]
+
+    def marks(self) -> list[tuple[float, float]]:
+        """Centres in pixels, of triangles to a pixel: the base's first, then those of the methods."""
+        found = []
+        for one in list(self.root)[2:]:  # behind the title and the ground
+            at = one.attrib
+            if one.tag == f"{SVG}circle":
+                found.append((float(at["cx"]), float(at["cy"])))
+            elif one.tag == f"{SVG}rect":
+                found.append(tuple(float(at[a]) + float(at[b]) / 2 for a, b in (("x", "width"), ("y", "height"))))
+            elif one.tag == f"{SVG}polygon":
+                found.append(tuple((min(of) + max(of)) / 2 for of in zip(*_points(one), strict=True)))
+        return found
+
+    def bars(self, mark: tuple[float, float]) -> dict[str, list[float]]:
+        """Ends of the intervals of a mark, in values, by axis."""
+        found = {}
+        for one in self.root.iter(f"{SVG}line"):
+            (x1, y1), (x2, y2) = ((float(one.attrib[f"x{end}"]), float(one.attrib[f"y{end}"])) for end in "12")
+            if one.attrib["stroke-opacity"] == "0.75" and abs(y1 - mark[1]) + abs(y2 - mark[1]) < 3:
+                found["x"] = [self.value(x, y1)[0] for x in sorted((x1, x2))]
+            elif one.attrib["stroke-opacity"] == "0.75" and abs(x1 - mark[0]) + abs(x2 - mark[0]) < 3:
+                found["y"] = sorted(self.value(x1, y)[1] for y in (y1, y2))
+        return found
+
+    def front(self) -> list[tuple[float, float]]:
+        (found,) = self.root.iter(f"{SVG}polyline")
+        return [self.value(*point) for point in _points(found)]
+
+
+def _points(shape: ET.Element) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in (point.split(",") for point in shape.attrib["points"].split())]
+
+
+def test_the_picture_shows_the_numbers_of_the_page(content, folder):
+    picture = ReadBack((folder / "compare.svg").read_text())
+    measures = {one["title"]: one for one in content["measures"]}
+    x, y = (measures[content["plot"][axis]]["models"] for axis in ("x", "y"))
+    read = [picture.value(*mark) for mark in picture.marks()]
+    expected = [(x[name]["value"], y[name]["value"]) for name in ("base model", *NAMES)]
+    assert [value for point in read for value in point] == pytest.approx(
+        [value for point in expected for value in point], abs=0.004
+    )
+
+
+def test_marks_bars_and_the_front_are_the_numbers():
+    """To the right lower is better, and upward higher: the front runs along the upper left."""
+    losses = {
+        "base": (3.0, None),
+        "A": (2.0, (1.9, 2.1)),
+        "B": (2.4, (2.35, 2.5)),
+        "C": (2.9, (2.8, 2.95)),
+        "D": (2.7, None),
+    }
+    refusals = {
+        "base": (0.5, (0.45, 0.58)),
+        "A": (0.2, (0.15, 0.3)),
+        "B": (0.6, (0.52, 0.65)),
+        "C": (0.9, (0.84, 0.93)),
+        "D": (0.4, (0.38, 0.41)),
+    }
+    x, y = plain("loss", {}, "lower"), plain("refusals", {}, "higher", share=True)
+    for one, of in ((x, losses), (y, refusals)):
+        for name, (value, ends) in of.items():
+            low, high = ends or (None, None)
+            one["models"][name] = {"value": value, "low": low, "high": high}
+    picture = ReadBack(scatter({"base": "base", "methods": [*"ABCD"]}, x, y))
+    marks = dict(zip(losses, picture.marks(), strict=True))
+    for name, mark in marks.items():
+        assert picture.value(*mark) == pytest.approx((losses[name][0], refusals[name][0]), abs=0.004)
+        bars, ends = picture.bars(mark), {"x": losses[name][1], "y": refusals[name][1]}
+        assert bars.keys() == {axis for axis, of in ends.items() if of is not None}
+        for axis, of in bars.items():
+            assert of == pytest.approx(ends[axis], abs=0.004)
+    assert [value for point in picture.front() for value in point] == pytest.approx(
+        [2.0, 0.2, 2.4, 0.6, 2.9, 0.9], abs=0.004
+    )
 
 
 def test_a_wide_interval_does_not_squeeze_the_points_together():

@@ -1,5 +1,7 @@
 """Runs at once, stopped, resumed, failed; the children are small programs that stand for ``toss fit``."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -146,8 +148,13 @@ def test_what_is_done_is_not_done_again(tmp_path, capsys):
     assert set(states(path).values()) == {"done"}
     write_comparison(tmp_path, {"A": None, "B": {"set": {"loop.epochs": 9}}}, set={"loop.evaluation.batch_size": 3})
     assert states(path) == {"A1": "done", "A2": "done", "B1": "stale", "B2": "stale"}
+    capsys.readouterr()
     run_it(path)
     assert calls() == [f"b/seed-{seed} fit False None {os.cpu_count()}" for seed in (1, 2)]
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "B, seed 1: its settings, or files that they name, have changed since it began: trained again, the old run is"
+        f" kept in {tmp_path}/run/earlier/b-seed-1-1"
+    )
     # a toss test of one's own writes over the numbers
     (tmp_path / "run/a/seed-2/evaluation/evaluation.json").write_text('{"asked": "otherwise"}')
     assert states(path) == {"A1": "done", "A2": "test", "B1": "done", "B2": "done"}
@@ -239,6 +246,36 @@ def test_runs_that_wait_begin_with_the_settings_of_then(tmp_path):
     (problem,) = edit_during(tmp_path / "common.yaml", "epochs: 1", "epochs: 9")
     assert problem.startswith("A, seed 1: its settings, or a file that they name, were changed while it ran; ")
     assert states(path) == {"A1": "stale", "B1": "done"}
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_file_of_one_method_that_cannot_be_read_costs_no_other_its_training(tmp_path):
+    (tmp_path / "b.yaml").write_text("loop: {epochs: 2}")
+    path = write_comparison(tmp_path, {"A": None, "B": str(tmp_path / "b.yaml")}, seeds=[1])
+    behave(a={"seconds": 60})
+    (problem,) = edit_during(tmp_path / "b.yaml", "2}", "2")
+    assert problem.startswith(
+        "B, seed 1: its settings, or a file that they name, cannot be read now, to tell whether they were changed while"
+        " it ran: the same command evaluates it again, and trains nothing again; "
+    )
+    (tmp_path / "b.yaml").write_text("loop: {epochs: 2}")
+    assert states(path) == {"A1": "done", "B1": "test"}
+
+
+@pytest.mark.usefixtures("fake")
+def test_rows_that_cannot_be_read_when_a_run_ends_do_not_stop_the_others(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    path = write_comparison(tmp_path, METHODS, seeds=[1], set={"data.custom": str(tmp_path / "rows.jsonl")})
+    comparison, runs = made(path)
+
+    def refuse(name: str) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", name)
+
+    with lock(comparison.run_dir) as held, monkeypatch.context() as patch:
+        patch.setattr("toss_lightning.compare.settings.digest_of_file", refuse)
+        problems = run_all(comparison, list(runs.values()), held)
+    assert ["cannot be read now" in problem for problem in problems] == [True, True]
+    assert states(path) == {"A1": "test", "B1": "test"}
 
 
 @pytest.mark.usefixtures("fake")
@@ -354,6 +391,20 @@ def test_two_comparisons_do_not_share_a_directory(tmp_path):
         run_it(path)
     assert calls() == []
     assert run_it(path) == []
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, capsys, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert run_it(write_comparison(tmp_path, METHODS, seeds=[1])) == []
+    assert len(calls()) == 2
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"WARNING: {tmp_path}/run: this file system has no locks (No locks available): nothing keeps a second"
+        " comparison from working there at the same time"
+    )
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):

@@ -84,6 +84,20 @@ def test_a_file_counts_with_its_content(tmp_path):
     assert first["evaluation"] == second["evaluation"] != third["evaluation"]
 
 
+def test_a_file_that_cannot_be_read_is_named_with_its_key(tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("1")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(rows))
+
+    monkeypatch.setattr(settings, "_digest_of_version", refuse)
+    with pytest.raises(
+        ConfigError, match=r"data.custom: .*rows.jsonl: cannot be read \(Permission denied\): give a file"
+    ):
+        fingerprint([{"data.custom": [{"path": str(rows)}]}], ["target", "test"], 1)
+
+
 @pytest.mark.parametrize("name", ["mine.Judge", "own.judges.Judge", "own.Judge"])
 def test_a_class_of_ones_own_counts_with_the_file_it_stands_in(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

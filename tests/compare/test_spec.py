@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,14 @@ def test_options_stand_in_place_of_keys(tmp_path, capsys):
         ({"gpus": [0.5]}, "gpus: 0.5 is no GPU: give numbers, such as [0, 1]"),
         ({"plot": {"z": "a"}}, "plot.z: no such key; there is x, y"),
         ({"set": {"run_dir": "x"}}, "set.run_dir: the comparison sets it for each run: leave it out"),
+        (
+            {"set": {"data.since": date(2024, 5, 1)}},
+            "set.data.since: 2024-05-01 holds what is no text, number, list or mapping, such as a date: put it in",
+        ),
+        (
+            {"methods": {"a": {"set": {"data.custom": [{"since": date(2024, 5, 1)}]}}}},
+            "methods.a.set.data.custom: [{'since': datetime.date(2024, 5, 1)}] holds what is no text, number, list or",
+        ),
         ({"set": ["loop.epochs=1"]}, "set: expected keys and values, such as {loop.epochs: 1}, got"),
         ({"evaluation": None}, "evaluation: no prompts: name a file with loop.evaluation, such as evaluation/demo"),
         ({"evaluation": "nope"}, "evaluation: nope: no such file; give the path of a YAML file"),

@@ -42,7 +42,7 @@ class Longer:
                 better = "A" if len(first) > len(second) else "B" if len(second) > len(first) else "tie"
                 said = "Well." if "odd" in (first, second) else f"Because.\nbetter: {better}"
                 data = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
-                self.send_response(403 if down else 200)
+                self.send_response(401 if down else 200)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -205,7 +205,7 @@ def test_a_judge_that_fails_costs_no_report_and_goes_on_where_it_was(tmp_path, j
     assert main(["compare", str(path)]) == 1
     said = capsys.readouterr()
     last = said.err.splitlines()[-1]
-    assert last.startswith(f"win_rate.judge: keeper at {judge.url}/chat/completions: 403")
+    assert last.startswith(f"win_rate.judge: keeper at {judge.url}/chat/completions: 401")
     assert last.endswith("check the key in OPENAI_API_KEY; the same command goes on comparing replies")
     assert "Replies are still to be compared for the win rates of A, seed 1" in said.out
     assert content(tmp_path)["unjudged"] != []
@@ -300,7 +300,7 @@ def test_a_judge_that_cannot_work_is_one_line_before_anything_is_run(tmp_path, c
 
 def test_a_judge_without_its_key_is_told_where_it_stands(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert main(["compare", str(comparison(tmp_path, "https://lagoon.example/v1"))]) == 2
+    assert main(["compare", str(comparison(tmp_path, "https://api.openai.com/v1"))]) == 2
     assert "error: win_rate.judge: key_env: the environment has no OPENAI_API_KEY" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

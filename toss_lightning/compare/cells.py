@@ -42,7 +42,7 @@ def differences_of(content: Content) -> Cells:
                     f"{one['of']} − {one['against']}",
                     difference(one, measure["share"]),
                     p_value(one["p_holm"]),
-                    (f"yes, {word(one)}" if one["beyond_noise"] else "no"),
+                    _verdict(one),
                     str(one["seeds"]),
                     f"{one['n']}{undecided}" if measure["per_prompt"] else DASH,
                 ]
@@ -100,6 +100,12 @@ def _factor(one: Content) -> str:
         return DASH
     ends = "" if one["low"] is None else f" [{one['low']:.2f}, {one['high']:.2f}]"
     return f"× {one['value']:.2f}{ends}"
+
+
+def _verdict(one: Content) -> str:
+    if one["beyond_noise"] is None:
+        return "one seed"
+    return f"yes, {word(one)}" if one["beyond_noise"] else "no"
 
 
 def word(one: Content) -> str:

@@ -18,7 +18,7 @@ ORDER = (
     *("harmful compliance", "refusal of harmful", "over-refusal", "right answers", "ROUGE-L", "win rate"),
     *("margin of the safe", "probability of a refusal"),
 )
-"""How the names of measures begin, those of safety first."""
+"""How the names of measures begin, those of safety first; another one of utility stands beside ROUGE-L."""
 HELD_OUT_BETTER = {"task_loss": "lower", "harmful_loss": "higher", "refusal_loss": "lower"}
 
 Values = Sequence[float | None]
@@ -50,14 +50,17 @@ class Measured:
     better: str
     """``higher`` or ``lower``."""
     share: bool
-    """Of each prompt it is 0 or 1, in every run."""
+    """Of each prompt it is 0 or 1 in every run, or 1/2 where a win rate has a tie; tables tell it in percent."""
     judge: str | None
     screening: bool
     is_utility: bool
     per_prompt: bool
     """Of each prompt, and not of a whole run."""
     of: dict[str, dict[str, dict[int, Values]]] = field(repr=False)
-    """Method -> ``target`` or ``base`` -> seed -> a value per prompt; one value alone where it is of a whole run."""
+    """Method -> ``target`` or ``base`` -> seed -> a value per prompt; one value alone where it is of a whole run.
+
+    None where a judge did not decide, or where it is no number.
+    """
     intervals: dict[str, dict[int, Mapping[str, Any]]] = field(repr=False, default_factory=dict)
     """Method, or the base's name -> seed -> the interval over the prompts."""
 
@@ -66,6 +69,22 @@ class Measured:
         """Its name, with the judge."""
         judge = f" ({self.judge}{', screening' if self.screening else ''})" if self.judge else ""
         return self.name + judge
+
+    def without_number(self, method: str, adapter: str = "target") -> list[int]:
+        """Seeds of which nothing is known, as of a run that diverged.
+
+        The mean of the others would flatter the method, so it has none, and is not tested.
+        """
+        return [seed for seed, values in self.of.get(method, {}).get(adapter, {}).items() if not known(values)]
+
+    def comparable(self, method: str, adapter: str = "target") -> Mapping[int, Values]:
+        """Seed -> its values; no seed at all where one is without a number."""
+        return {} if self.without_number(method, adapter) else self.of.get(method, {}).get(adapter, {})
+
+
+def known(values: Values) -> list[float]:
+    """Those that are numbers."""
+    return [value for value in values if value is not None]
 
 
 def read_outcomes(runs: Sequence[Run]) -> Outcomes:
@@ -127,7 +146,8 @@ def in_order(measures: Iterable[Measured]) -> list[Measured]:
     """Measures as tables show them: those of safety first, and a judge's before those that only screen."""
 
     def rank(one: Measured) -> tuple[int, bool]:
-        return next((at for at, start in enumerate(ORDER) if one.name.startswith(start)), len(ORDER)), one.screening
+        otherwise = ORDER.index("ROUGE-L") if one.is_utility else len(ORDER)
+        return next((at for at, start in enumerate(ORDER) if one.name.startswith(start)), otherwise), one.screening
 
     return sorted(measures, key=rank)
 
@@ -164,14 +184,43 @@ def held_out(outcomes: Outcomes) -> list[Measured]:
     for key, title in LOSSES.items():
         of: dict[str, dict[str, dict[int, Values]]] = {}
         for method, of_seed in outcomes.items():
-            for seed, outcome in of_seed.items():
-                for adapter in ("target", "base"):
-                    value = outcome.summary["held_out"].get(adapter, {}).get(key)
-                    if value is not None:
-                        # a loss in half precision may be no number
-                        known = value if math.isfinite(value) else None
-                        of.setdefault(method, {}).setdefault(adapter, {})[seed] = [known]
+            for adapter in ("target", "base"):
+                losses = {seed: run.summary["held_out"].get(adapter, {}).get(key) for seed, run in of_seed.items()}
+                if any(loss is not None for loss in losses.values()):
+                    of.setdefault(method, {})[adapter] = {seed: [_finite(loss)] for seed, loss in losses.items()}
         if of:
             is_utility = key == "task_loss"
             found.append(Measured(f"held-out {title}", HELD_OUT_BETTER[key], False, None, False, is_utility, False, of))
     return found
+
+
+def _finite(loss: float | None) -> float | None:
+    """A loss that is no number, as that of a run that diverged, is unknown."""
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
+def unlike(outcomes: Outcomes) -> list[str]:
+    """In what the runs were computed where that is not the same in all of them, in words: a line each."""
+    found: dict[str, dict[str, dict[str, list[int]]]] = {}
+    for method, of_seed in outcomes.items():
+        for seed, outcome in of_seed.items():
+            for what, value in _computed(outcome.summary).items():
+                found.setdefault(what, {}).setdefault(value, {}).setdefault(method, []).append(seed)
+    return [
+        f"{what}: {'; '.join(f'{value} in {_runs(of)}' for value, of in values.items())}"
+        for what, values in found.items()
+        if len(values) > 1
+    ]
+
+
+def _computed(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a run says of how it was computed."""
+    own = {what: str(summary[what]) for what in ("precision", "device") if what in summary}
+    return own | {f"version of {name}": str(version) for name, version in summary.get("versions", {}).items()}
+
+
+def _runs(of: Mapping[str, Sequence[int]]) -> str:
+    return " and ".join(
+        f"{method} seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
+        for method, seeds in of.items()
+    )

@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from toss_lightning.compare.measured import BASE, Measured, Outcome, Outcomes, Values, held_out, in_order, of_prompts
+from toss_lightning.compare.measured import (
+    BASE,
+    Measured,
+    Outcome,
+    Outcomes,
+    Values,
+    held_out,
+    in_order,
+    known,
+    of_prompts,
+    unlike,
+)
 from toss_lightning.compare.oracle import toward_oracle
 from toss_lightning.evaluation.noise import judged
 from toss_lightning.evaluation.statistics import paired_difference, paired_difference_over_seeds, t_interval
@@ -31,26 +42,27 @@ def compare_outcomes(
     """
     methods = [name for name in methods if name in outcomes]
     measures = [*in_order([*of_prompts(outcomes), *further]), *held_out(outcomes)]
+    several = any(len(outcomes[name]) > 1 for name in methods)
     return {
         "baseline": baseline,
         "oracle": oracle,
         "base": BASE,
         "methods": methods,
         "seeds": {name: sorted(outcomes[name]) for name in methods},
-        "measures": [_facts(one, methods, baseline, oracle) for one in measures],
+        "measures": [_facts(one, methods, baseline, oracle, several) for one in measures],
         "time": _times(outcomes, methods, baseline),
         "idle": {name: reasons for name in methods if (reasons := _idle(outcomes[name]))},
         "weak": {name: reasons for name in methods if (reasons := _of_seeds(outcomes[name], "weak"))},
         "stopped": {name: reasons for name in methods if (reasons := _of_seeds(outcomes[name], "stopped"))},
+        "unlike": unlike(outcomes),
         "runs": [_run(name, seed, outcomes, measures) for name in methods for seed in sorted(outcomes[name])],
     }
 
 
 def _run(method: str, seed: int, outcomes: Outcomes, measures: Sequence[Measured]) -> dict[str, Any]:
     """What one run measured, of which the others are means."""
-    of_prompts = {one.title: one.of.get(method, {}).get("target", {}).get(seed, []) for one in measures}
-    known = {title: [value for value in values if value is not None] for title, values in of_prompts.items()}
-    values = {title: sum(of) / len(of) if of else None for title, of in known.items()}
+    numbers = {one.title: known(one.of.get(method, {}).get("target", {}).get(seed, [])) for one in measures}
+    values = {title: sum(of) / len(of) if of else None for title, of in numbers.items()}
     return {"method": method, "seed": seed, "seconds": outcomes[method][seed].seconds, "values": values}
 
 
@@ -64,12 +76,14 @@ def _of_seeds(runs: Mapping[int, Outcome], key: str) -> list[str]:
     return [f"seed {seed}: {reason}" for seed, run in of_seeds for reason in run.summary.get(key, {}).values()]
 
 
-def _facts(measure: Measured, methods: Sequence[str], baseline: str, oracle: str | None) -> dict[str, Any]:
+def _facts(
+    measure: Measured, methods: Sequence[str], baseline: str, oracle: str | None, several: bool
+) -> dict[str, Any]:
     models = {name: _mean(measure, name) for name in methods if "target" in measure.of.get(name, {})}
     own_base = {name: of["base"] for name, of in measure.of.items() if "base" in of}
     if own_base:
         models = {BASE: _mean_of_base(measure, own_base.get(baseline) or next(iter(own_base.values())))} | models
-    differences = _differences(measure, methods, baseline)
+    differences = _differences(measure, methods, baseline, several)
     return {
         "name": measure.name,
         "title": measure.title,
@@ -86,24 +100,28 @@ def _facts(measure: Measured, methods: Sequence[str], baseline: str, oracle: str
 
 
 def _mean(measure: Measured, method: str) -> dict[str, Any]:
-    """Over the seeds; where these are one, or all the same, with the interval over the prompts."""
-    by_seed = measure.of[method]["target"]
-    known = {seed: [one for one in values if one is not None] for seed, values in by_seed.items()}
+    """Over the seeds; where these are one, or all the same, with the interval over the prompts.
+
+    There is none where a seed is without a number, see :meth:`Measured.without_number`.
+    """
+    by_seed, without = measure.of[method]["target"], measure.without_number(method)
+    numbers = {seed: known(values) for seed, values in by_seed.items()}
     counts = {
-        "seeds": len(by_seed),
-        "n": min(len(values) for values in known.values()),
-        "undecided": sum(len(by_seed[seed]) - len(values) for seed, values in known.items()),
+        "seeds": len(by_seed) - len(without),
+        "n": min(len(values) for values in numbers.values()),
+        "undecided": sum(len(by_seed[seed]) - len(values) for seed, values in numbers.items()),
+        "without_number": len(without),
     }
-    means = [sum(values) / len(values) for values in known.values() if values]
+    if without:
+        return {"value": None, "low": None, "high": None, "over": None, **counts}
+    means = [sum(values) / len(values) for values in numbers.values()]
     # seeds that all give the same would make an interval without width, as if no prompt could go another way
     if len(set(means)) > 1:
         interval = t_interval(means)
         ends = (interval.low, interval.high)
         low, high = (min(max(end, 0.0), 1.0) for end in ends) if measure.share else ends
         return {"value": interval.mean, "low": low, "high": high, "over": "seeds", **counts}
-    if (alone := next((seed for seed, values in known.items() if values), None)) is None:
-        return {"value": None, "low": None, "high": None, "over": "prompts", **counts}
-    return {"value": means[0], **_ends(measure, method, alone), "over": "prompts", **counts}
+    return {"value": means[0], **_ends(measure, method, next(iter(numbers))), "over": "prompts", **counts}
 
 
 def _ends(measure: Measured, name: str, seed: int) -> dict[str, Any]:
@@ -115,35 +133,35 @@ def _ends(measure: Measured, name: str, seed: int) -> dict[str, Any]:
 def _mean_of_base(measure: Measured, by_seed: Mapping[int, Values]) -> dict[str, Any]:
     """The base has no seed: what it says is the same in every run, and its interval is over the prompts."""
     first = min(by_seed)
-    known = [one for one in by_seed[first] if one is not None]
+    numbers = known(by_seed[first])
     return {
-        "value": sum(known) / len(known) if known else None,
+        "value": sum(numbers) / len(numbers) if numbers else None,
         **_ends(measure, BASE, first),
         "over": "prompts",
         "seeds": 0,
-        "n": len(known),
-        "undecided": len(by_seed[first]) - len(known),
+        "n": len(numbers),
+        "undecided": len(by_seed[first]) - len(numbers),
     }
 
 
-def _differences(measure: Measured, methods: Sequence[str], baseline: str) -> list[dict[str, Any]]:
+def _differences(measure: Measured, methods: Sequence[str], baseline: str, several: bool) -> list[dict[str, Any]]:
     """Each method against the baseline and against the base, adjusted for how many of them there are."""
     found = []
     for name in methods:
-        ours = measure.of.get(name, {})
-        opponents = {baseline: measure.of.get(baseline, {}).get("target", {})} if name != baseline else {}
-        for against, theirs in (opponents | {BASE: ours.get("base", {})}).items():
-            found.append(
-                {"of": name, "against": against, **_difference(ours.get("target", {}), theirs, measure.per_prompt)}
-            )
-    return judged(found, measure.better)
+        opponents = {baseline: (baseline, "target")} if name != baseline else {}
+        for against, theirs in (opponents | {BASE: (name, "base")}).items():
+            values = measure.comparable(name), measure.comparable(*theirs)
+            without = len(measure.without_number(name)) + len(measure.without_number(*theirs))
+            facts = {"of": name, "against": against, **_difference(*values, measure.per_prompt)}
+            found.append(facts | {"without_number": without})
+    of_all = judged(found, measure.better)
+    # among several seeds, the prompts of one alone decide nothing
+    return [one | {"beyond_noise": None} if several and one.get("over") == "prompts" else one for one in of_all]
 
 
 def _difference(ours: Mapping[int, Values], theirs: Mapping[int, Values], per_prompt: bool) -> dict[str, Any]:
     """Over the seeds of both and the prompts that are decided in all of their runs."""
     seeds = sorted(ours.keys() & theirs.keys())
-    if not per_prompt:
-        seeds = [seed for seed in seeds if None not in (*ours[seed], *theirs[seed])]
     rows = [*zip(*(ours[seed] for seed in seeds), *(theirs[seed] for seed in seeds), strict=True)]
     decided = [[one for one in row if one is not None] for row in rows]
     decided = [row for row in decided if len(row) == 2 * len(seeds)]

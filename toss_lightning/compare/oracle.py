@@ -40,7 +40,7 @@ def _gap_closed(
     found = {}
     for name in methods:
         if gap.get("beyond_noise") and name not in (baseline, oracle):
-            seeds = _seeds_of([_target(measure, one) for one in (name, baseline, oracle)])
+            seeds = _seeds_of([measure.comparable(one) for one in (name, baseline, oracle)])
             found[name] = _ratio([(ours - zero, full - zero) for ours, zero, full in seeds])
     return {"beyond_noise": gap.get("beyond_noise"), "oracle_better": gap.get("better"), "methods": found}
 
@@ -51,15 +51,15 @@ def _utility_kept(
     """The oracle's value is 100 %; of a loss, which has no meaningful 0, what it gains over the base."""
     others = [name for name in methods if name != oracle]
     if measure.better == "higher":
-        pairs = {name: _seeds_of([_target(measure, one) for one in (name, oracle)]) for name in others}
+        pairs = {name: _seeds_of([measure.comparable(one) for one in (name, oracle)]) for name in others}
         kept = {name: _ratio([(ours, full) for ours, full in seeds]) for name, seeds in pairs.items()}
         return {"of": "value", "methods": kept}
     gain = _find(differences, oracle, BASE)
     found = {}
     for name in others:
         if gain.get("beyond_noise") and gain["better"]:
-            base = measure.of[oracle]["base"]
-            seeds = _seeds_of([_target(measure, name), base, _target(measure, oracle)])
+            columns = [measure.comparable(name), measure.comparable(oracle, "base"), measure.comparable(oracle)]
+            seeds = _seeds_of(columns)
             found[name] = _ratio([(zero - ours, zero - full) for ours, zero, full in seeds])
     facts = {"beyond_noise": gain.get("beyond_noise"), "oracle_better": gain.get("better")}
     return {"of": "gain over the base", **facts, "methods": found}
@@ -67,10 +67,6 @@ def _utility_kept(
 
 def _find(differences: Sequence[Mapping[str, Any]], ours: str, theirs: str) -> Mapping[str, Any]:
     return next((one for one in differences if (one["of"], one["against"]) == (ours, theirs)), {})
-
-
-def _target(measure: Measured, method: str) -> Mapping[int, Values]:
-    return measure.of.get(method, {}).get("target", {})
 
 
 def _seeds_of(columns: Columns) -> list[list[float]]:

@@ -122,14 +122,17 @@ def _close(comparison: Comparison, child: _Child) -> str | None:
     run, code = child.run, child.process.returncode
     reason = f"exit code {code}" if code else "it ended without summary.json or evaluation.json"
     now = as_of_now(comparison, run)
-    if now is None or now.made_from["training"] != run.made_from["training"]:
+    if now is not None and now.made_from["training"] != run.made_from["training"]:
         run.file()  # nobody can say what it was made from
         reason = "its settings, or a file that they name, were changed while it ran"
-    elif now.made_from != run.made_from:
+    elif now is not None and now.made_from != run.made_from:
         reason = "what it is asked was changed while it ran: the same command evaluates it, and trains nothing again"
     elif code == 0 and run.summary.exists() and run.evaluation.exists():
-        run.file("training", "evaluation")
-        return None
+        if now is not None:
+            run.file("training", "evaluation")
+            return None
+        reason = "its settings, or a file that they name, cannot be read now, to tell whether they were changed while"
+        reason += " it ran: the same command evaluates it again, and trains nothing again"
     return "\n".join([f"{run.title}: {reason}; {run.log} ends in:", *(f"  {line}" for line in _tail(run.log))])
 
 
@@ -141,14 +144,20 @@ def _tail(log: Path) -> list[str]:
 
 
 def _set_aside(run: Run) -> None:
-    """Moves what was made from other settings out of the way."""
+    """Moves what was made from other settings out of the way, and says so: it is trained again, which takes time."""
     earlier = run.directory.parent.parent / "earlier"
     earlier.mkdir(exist_ok=True)
     name = f"{run.directory.parent.name}-{run.directory.name}"
     number = 1
     while (earlier / f"{name}-{number}").exists():
         number += 1
-    run.directory.rename(earlier / f"{name}-{number}")
+    aside = earlier / f"{name}-{number}"
+    tqdm.write(
+        f"{run.title}: its settings, or files that they name, have changed since it began: trained again, the old run"
+        f" is kept in {aside}"
+    )
+    sys.stdout.flush()
+    run.directory.rename(aside)
 
 
 class _Signals:
@@ -201,6 +210,8 @@ def _tell(children: Sequence[_Child], signum: int) -> None:
 def lock(directory: Path) -> Iterator[int]:
     """Keeps a second comparison out of a directory; gives what its runs are to inherit.
 
+    A file system that has no locks, as some of clusters, is warned of.
+
     Raises:
         StoreError: another one is going on there, or the disk refuses.
     """
@@ -211,11 +222,17 @@ def lock(directory: Path) -> Iterator[int]:
         raise StoreError(cannot_write(directory, error)) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(handle)
         raise StoreError(
             f"{directory}: runs of a comparison are going on there: wait for them, or end them first"
         ) from error
+    except OSError as error:
+        print(
+            f"WARNING: {directory}: this file system has no locks ({error.strerror}): nothing keeps a second comparison"
+            " from working there at the same time",
+            file=sys.stderr,
+        )
     try:
         yield handle
     finally:

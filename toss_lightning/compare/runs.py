@@ -118,37 +118,34 @@ def list_runs(comparison: Comparison) -> list[Run]:
     """Every run, the first seed of all methods first.
 
     Raises:
-        ConfigError: a method's plan trains no target.
+        ConfigError: a method's plan trains no target, or a file that a setting names cannot be read.
     """
-    home = comparison.run_dir
     settings = {one.name: overlays(comparison, one) for one in comparison.methods}
-    plans = {name: find_plan(of, name) for name, of in settings.items()}
-    runs = []
-    for seed in comparison.seeds:
-        for one in comparison.methods:
-            directory = home / one.slug / f"seed-{seed}"
-            arguments = (
-                *(f"--config={path}" for path in (*comparison.configs, *one.configs, *comparison.evaluation)),
-                *(
-                    f"--{key}={_as_option(of_seed(value, seed))}"
-                    for key, value in {**comparison.set, **one.set}.items()
-                ),
-                f"--loop.plan=[{', '.join(plans[one.name])}]",
-                "--loop.evaluation.adapters=[base, target]",
-                f"--loop.evaluation.cache={home / 'cache'}",
-                f"--seed_everything={seed}",
-                f"--run_dir={directory}",
-            )
-            log = home / "logs" / f"{one.slug}-seed-{seed}.txt"
-            made_from = fingerprint(of_seed(settings[one.name], seed), plans[one.name], seed)
-            runs.append(Run(one.name, seed, directory, log, made_from, arguments))
-    return runs
+    return [_run(comparison, one, settings[one.name], seed) for seed in comparison.seeds for one in comparison.methods]
+
+
+def _run(comparison: Comparison, method: MethodSpec, settings: list[Flat], seed: int) -> Run:
+    home, plan = comparison.run_dir, find_plan(settings, method.name)
+    directory = home / method.slug / f"seed-{seed}"
+    arguments = (
+        *(f"--config={path}" for path in (*comparison.configs, *method.configs, *comparison.evaluation)),
+        *(f"--{key}={_as_option(of_seed(value, seed))}" for key, value in {**comparison.set, **method.set}.items()),
+        f"--loop.plan=[{', '.join(plan)}]",
+        "--loop.evaluation.adapters=[base, target]",
+        f"--loop.evaluation.cache={home / 'cache'}",
+        f"--seed_everything={seed}",
+        f"--run_dir={directory}",
+    )
+    log = home / "logs" / f"{method.slug}-seed-{seed}.txt"
+    made_from = fingerprint(of_seed(settings, seed), plan, seed)
+    return Run(method.name, seed, directory, log, made_from, arguments)
 
 
 def as_of_now(comparison: Comparison, run: Run) -> Run | None:
-    """A run as the files that it was listed from have it now; None where they cannot be read."""
+    """A run as the files that it was listed from have it now; None where one of its own cannot be read."""
+    method = next(one for one in comparison.methods if one.name == run.method)
     try:
-        return next((one for one in list_runs(comparison) if one.directory == run.directory), None)
+        return _run(comparison, method, overlays(comparison, method), run.seed)
     except ConfigError:
         return None
 

@@ -74,13 +74,21 @@ def fingerprint(overlays: Sequence[Flat], plan: Sequence[str], seed: int) -> dic
 
     Files that the settings name count with their content, and so does the file of a class that is not of this package;
     directories and hub datasets count with their name.
+
+    Raises:
+        ConfigError: such a file cannot be read.
     """
     parts: dict[str, list[Any]] = {"training": [list(plan), seed], "evaluation": []}
     for flat in overlays:
         for key, value in flat.items():
             if key not in MANAGED:
                 part = "evaluation" if key.startswith("loop.evaluation") else "training"
-                parts[part].append([key, value, _content(value)])
+                try:
+                    parts[part].append([key, value, _content(value)])
+                except OSError as error:
+                    raise ConfigError(
+                        f"{key}: {error.filename}: cannot be read ({error.strerror}): give a file that can be read"
+                    ) from error
     return {part: _digest(json.dumps(facts, default=str)) for part, facts in parts.items()}
 
 

@@ -1,6 +1,7 @@
 """Reads a comparison from its file, and refuses what cannot work; importing this loads no torch."""
 
 import difflib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -142,6 +143,11 @@ class _Reader:
                 raise self.wrong(
                     f"{key}.{name}", f"write the whole key, such as {name}.{next(iter(inner), 'key')}: ..."
                 )
+            try:
+                json.dumps(inner)
+            except TypeError as error:
+                what = f"{inner} holds what is no text, number, list or mapping, such as a date: put it in quotes"
+                raise self.wrong(f"{key}.{name}", what) from error
             if name in OURS:
                 raise self.wrong(f"{key}.{name}", "the comparison sets it for each run: leave it out")
             if name == "loop.plan" and "target" not in _words(inner):
