@@ -556,6 +556,38 @@ def test_a_last_checkpoint_asked_for_in_a_file(capsys, tiny_config):
     assert error.startswith("--ckpt_path last: no run of tiny_toss in runs/")
 
 
+def test_a_terminal_of_latin_letters_and_names_with_brackets(tiny_config, tmp_path):
+    command = [sys.executable, "-m", "toss_lightning", "fit", "--config", tiny_config, "--loop.plan=[utility, degraded]"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*command, "--run_dir=a[/b]"], capture_output=True, check=True, cwd=tmp_path, env=environment, text=True
+    )
+    # it has no arrow
+    assert "Plan: utility ? degraded. Everything goes to a[/b]" in done.stdout
+    assert "Adapters, scores and summary.json are in a[/b]" in done.stdout
+
+
+def test_a_configuration_that_is_too_long_for_a_name(capsys):
+    assert "no such file" in failed(capsys, "fit", "--config", "a: " + "b" * 300, code=2)
+
+
+def test_runs_of_one_second_have_directories_of_their_own(tiny_config, monkeypatch):
+    stamp = "20260101-000000"
+    monkeypatch.setattr(time, "strftime", lambda form: stamp)
+    for name in (f"runs/tiny_toss-{stamp}", f"runs/tiny_toss-{stamp}-2"):
+        assert main(["fit", "--config", tiny_config, "--trainer.max_steps=4"]) == 0
+        assert os.environ.pop("TOSS_RUN_DIR") == name
+    for path in Path(name).glob("checkpoints/*.ckpt"):
+        os.utime(path, (2_000_000_000, 2_000_000_000))
+    assert main(["fit", "--config", tiny_config, "--ckpt_path=last"]) == 0
+    assert os.environ["TOSS_RUN_DIR"] == name
+
+
+def test_a_run_that_never_began_leaves_no_directory(capsys, tiny_config):
+    failed(capsys, "fit", "--config", tiny_config, "--trainer.max_epochs=3", code=2)
+    assert not Path("runs").exists()
+
+
 def test_the_run_directory_of_several_processes(capsys, tiny_config, started, monkeypatch):
     fit = ["fit", "--config", tiny_config]
     for name in ("LOCAL_RANK", "SLURM_PROCID"):

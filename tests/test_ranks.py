@@ -1,6 +1,8 @@
 """Work that one of two processes does for both."""
 
 import socket
+import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +25,15 @@ def _refuse() -> None:
 
 
 def _one(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    impatient = timedelta(seconds=1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=impatient)
     trainer: Any = SimpleNamespace(is_global_zero=rank == 0, strategy=SimpleNamespace(broadcast=_broadcast))
-    told = [str(on_first_rank(trainer, lambda: f"done by {rank}"))]
+
+    def work() -> str:
+        time.sleep(2)  # longer than the other one waits in a collective
+        return f"done by {rank}"
+
+    told = [str(on_first_rank(trainer, work))]
     try:
         on_first_rank(trainer, _refuse)
     except DataError as error:

@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import io
 import json
 import logging
 import os
@@ -9,7 +10,8 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from itertools import pairwise
+from contextlib import suppress
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from toss_lightning import __version__
 from toss_lightning.config_files import configs_directory, find_config, read_config
 from toss_lightning.errors import ConfigError, Stopped, TossError
 
+STAMP = f"{'[0-9]' * 8}-{'[0-9]' * 6}*"
+"""What stands behind the config's name in a run's: when it began, and a number where two began in one second."""
 VERBS = {
     "fit": "train the reference adapters, score, select, and train the target adapter",
     "score": "the part of fit up to the scores, rounds included: score once, then train anywhere",
@@ -99,6 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         one that was stopped.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or a file that knows Latin letters alone ends no run
+            stream.reconfigure(errors="replace")
     try:
         if not args or args[0] in ("-h", "--help"):
             print(HELP)
@@ -142,6 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = " and --ckpt_path auto" if args[0] in ("fit", "score") else ""
         print(f"stopped; go on with the same command{how}", file=sys.stderr)
         return 130
+    finally:
+        if made := os.environ.get("TOSS_RUN_DIR"):
+            with suppress(OSError):  # it holds something: the run has begun
+                os.removedirs(made)
     return 0
 
 
@@ -293,7 +304,7 @@ def with_run_dir(args: list[str]) -> list[str]:
         runs: list[Path] = []
         if {"last", "auto"} & wanted:
             runs = sorted(
-                Path("runs").glob(f"{glob.escape(stem)}-????????-??????/checkpoints/*.ckpt"),
+                Path("runs").glob(f"{glob.escape(stem)}-{STAMP}/checkpoints/*.ckpt"),
                 key=lambda path: path.stat().st_mtime,
             )
             if not runs and "last" in wanted:
@@ -305,9 +316,22 @@ def with_run_dir(args: list[str]) -> list[str]:
         elif {"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys():
             raise ConfigError("--run_dir: name the run, since several processes were started and must agree on it")
         else:
-            name = f"runs/{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+            name = _new_run_dir(f"runs/{stem}-{time.strftime('%Y%m%d-%H%M%S')}")
         os.environ["TOSS_RUN_DIR"] = name
     return [*args, f"--run_dir={name}"]
+
+
+def _new_run_dir(name: str) -> str:
+    """Makes a directory of that name, or of that name and a number where another run began in the same second."""
+    for numbered in chain([name], (f"{name}-{number}" for number in count(2))):
+        try:
+            Path(numbered).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # the run says what cannot be written, and why
+            break
+        return numbered
+    return name
 
 
 def _only_asks(args: Sequence[str]) -> bool:

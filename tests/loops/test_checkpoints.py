@@ -19,6 +19,7 @@ from runs import Kill, artifacts, tiny_fit
 from tiny import save_tiny_model
 
 from toss_lightning.errors import Stopped, StoreError
+from toss_lightning.loops import plan_loop
 from toss_lightning.loops.checkpoints import is_whole, newest, set_aside
 from toss_lightning.models import Lora, Optim, Schedule
 from toss_lightning.selection import GlobalTopFraction
@@ -198,6 +199,35 @@ def test_processes_that_found_different_checkpoints_do_not_go_on(
     with pytest.raises(StoreError, match=r"the processes resumed from different checkpoints \(this one at step 24\)"):
         tiny_fit(tiny_model, tiny_sets, tmp_path / "run", **RUN, ckpt_path="last")
     assert names(tmp_path / "run") == names(finished)
+
+
+def test_processes_that_do_not_share_the_directory_do_not_begin(
+    tiny_model, tiny_sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as where each of two nodes has a disk of its own
+    monkeypatch.setattr(plan_loop, "is_shared_filesystem", lambda strategy, path: False)
+    with pytest.raises(StoreError, match=r"--run_dir: .* is not one directory that all processes see"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path / "run", **RUN)
+    assert not (tmp_path / "run" / "adapters").exists()
+
+
+class SavesInMidStep(Callback):
+    """Writes a checkpoint behind the first micro-batch of a step, as a ModelCheckpoint by the clock may."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if module.stage_name == "target" and batch_idx == trainer.accumulate_grad_batches:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_from_the_middle_of_a_step_is_refused(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    saves = SavesInMidStep(tmp_path / "mine.ckpt")
+    trainer = tiny_fit(tiny_model, tiny_sets, tmp_path / "run", [saves], plan=["target"])
+    assert trainer.accumulate_grad_batches > 1
+    with pytest.raises(StoreError, match="written in the middle of an optimizer step"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=["target"], ckpt_path=str(saves.path))
 
 
 # --- a checkpoint of another run --------------------------------------------------------------------------------------

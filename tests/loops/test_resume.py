@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 from toss_lightning.data.scoring import Scoring
 from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.evaluation import Evaluation
 from toss_lightning.loops import TossProLoop, make_trainer
 from toss_lightning.loops.checkpoints import newest
 from toss_lightning.models import References
+from toss_lightning.models.generation import Sampling
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import GlobalTopFraction, TokenWeights
 
@@ -50,6 +52,53 @@ def metrics(run_dir: Path) -> list[tuple[str, ...]]:
 
 def resume(run_dir: Path) -> str:
     return str(newest(run_dir / "checkpoints"))
+
+
+def asked(run_dir: Path) -> set[str]:
+    """The prompt sets that a run's results speak of."""
+    lines = (run_dir / "evaluation" / "responses.jsonl").read_text().splitlines()
+    return {json.loads(line)["set"] for line in lines}
+
+
+def test_a_run_that_is_past_its_test_answers_what_is_asked_now(tiny_model, tiny_sets, tmp_path, tiny_openers) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"w{at}", "label": "harmful"}) + "\n" for at in range(3)))
+
+    def run(name: str, **more: Any) -> None:
+        evaluation = Evaluation(prompts={name: str(prompts)}, sampling=Sampling(2))
+        loop = {"evaluation": evaluation, "epochs": 1}
+        tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=["sft", "test"], loop=loop, **more)
+
+    run("first")
+    before = artifacts(tmp_path / "run")
+    run("second", ckpt_path="last")
+    assert asked(tmp_path / "run") == {"second"}
+    assert artifacts(tmp_path / "run") == before
+
+
+def test_a_new_run_in_an_old_directory_leaves_none_of_its_results(tiny_model, tiny_sets, tmp_path, capsys) -> None:
+    run_dir = tmp_path / "run"
+    tiny_fit(tiny_model, tiny_sets, run_dir, plan=["utility", "sft", "target"], loop={"epochs": 1})
+    old = artifacts(run_dir)
+    capsys.readouterr()
+    tiny_fit(tiny_model, tiny_sets, run_dir, plan=["target"], loop={"epochs": 1}, max_steps=2)
+    # it was cut short before its target
+    said = f"adapters/sft, adapters/target, summary.json of an earlier run were moved to {run_dir / 'earlier'}"
+    assert said in capsys.readouterr().out
+    assert {path.name for path in (run_dir / "adapters").iterdir()} == {"utility"}
+    assert not (run_dir / "summary.json").exists()
+    moved = artifacts(run_dir / "earlier")
+    assert moved == {name: content for name, content in old.items() if name.startswith(("adapters/sft", "adapters/t"))}
+    assert json.loads((run_dir / "earlier" / "summary.json").read_text())["stages"].keys() == {
+        "utility",
+        "sft",
+        "target",
+    }
+    # who goes on moves nothing
+    capsys.readouterr()
+    tiny_fit(tiny_model, tiny_sets, run_dir, plan=["target"], loop={"epochs": 1}, ckpt_path="last")
+    assert "earlier run" not in capsys.readouterr().out
+    assert {path.name for path in (run_dir / "adapters").iterdir()} == {"utility", "target"}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from runs import Kill, artifacts, scored, tiny_fit
 from tiny import save_tiny_model, some_pairs, write_rows
@@ -178,6 +180,7 @@ def test_the_table_of_the_sets_comes_first(tiny_model, tiny_sets, tmp_path: Path
     ("option", "value"),
     [
         ("max_epochs", 3),
+        ("min_epochs", 3),
         ("use_distributed_sampler", True),
         ("accumulate_grad_batches", 2),
         ("limit_train_batches", 3),
@@ -189,6 +192,19 @@ def test_the_table_of_the_sets_comes_first(tiny_model, tiny_sets, tmp_path: Path
 def test_trainer_options_that_would_break_the_loop(tiny_model, tiny_sets, tmp_path, option: str, value) -> None:
     with pytest.raises(ConfigError, match=rf"trainer\.{option}: leave it at"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plugins": [HalfPrecision("bf16-true")]}, r"trainer\.plugins: HalfPrecision: adapters stay in float32"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 1})]}, "leave GradientAccumulationScheduler out"),
+        ({"val_check_interval": "00:10:00"}, "00:10:00: processes would tell the time each for itself"),
+    ],
+)
+def test_what_would_change_steps_by_another_door(tiny_model, tiny_sets, tmp_path, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, **options)
 
 
 class Fsdp(FSDPStrategy):

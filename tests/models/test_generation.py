@@ -18,11 +18,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     return loaded
 
 
-def one_by_one(model: PreTrainedModel, prompt: np.ndarray, count: int) -> list[int]:
-    """The likeliest continuation, a token at a time, without cache, padding or batch."""
+def one_by_one(model: PreTrainedModel, prompt: np.ndarray, count: int, penalty: float = 1.0) -> list[int]:
+    """The likeliest continuation, a token at a time, without cache, padding or batch; what was seen is penalised."""
     ids = prompt.tolist()
     for _ in range(count):
-        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        logits = model(torch.tensor([ids])).logits[0, -1].tolist()
+        for seen in set(ids):
+            logits[seen] *= penalty if logits[seen] < 0 else 1 / penalty
+        ids.append(int(np.argmax(logits)))
         if ids[-1] in STOP:
             break
     return ids[len(prompt) :]
@@ -36,12 +39,27 @@ def test_replies_are_the_likeliest_tokens_whatever_stands_beside_them(model: Pre
 
 def test_a_penalty_for_repetition_reads_a_prompt_and_no_padding(model: PreTrainedModel) -> None:
     penalised = Sampling(7, repetition_penalty=5.0)
-    alone = [generate(model, [prompt], penalised, STOP)[0].tolist() for prompt in PROMPTS]
+    alone = [one_by_one(model, prompt, 7, penalty=5.0) for prompt in PROMPTS]
+    assert alone != [one_by_one(model, prompt, 7) for prompt in PROMPTS]
     assert [reply.tolist() for reply in generate(model, PROMPTS, penalised, STOP)] == alone
     # where what a shorter prompt is answered with ends replies: padding with it would put it off
     shorter = min(range(len(PROMPTS)), key=lambda at: len(PROMPTS[at]))
     stop = alone[shorter][:1]
     assert generate(model, PROMPTS, penalised, stop)[shorter].tolist() == stop
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_tokens_are_drawn_as_often_as_the_temperature_makes_them(model: PreTrainedModel, temperature: float) -> None:
+    prompt, draws = PROMPTS[0], 4000
+    drawn = np.concatenate(generate(model, [prompt] * draws, Sampling(1, temperature), STOP))
+    with torch.no_grad():
+        wanted = (model(torch.tensor([prompt.tolist()])).logits[0, -1] / temperature).softmax(-1).numpy()
+    assert np.abs(np.bincount(drawn, minlength=len(wanted)) / draws - wanted).sum() / 2 < 0.1
+
+
+def test_a_tiny_top_p_leaves_the_likeliest_tokens(model: PreTrainedModel) -> None:
+    found = generate(model, PROMPTS, Sampling(7, temperature=3.0, top_p=1e-6), STOP)
+    assert [reply.tolist() for reply in found] == [one_by_one(model, prompt, 7) for prompt in PROMPTS]
 
 
 def test_a_reply_ends_with_what_ends_it_while_others_go_on(model: PreTrainedModel) -> None:

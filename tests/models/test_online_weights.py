@@ -1,6 +1,7 @@
 """What an objective notes about the weights that an online selection makes in training."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ class Model:
     """Has the losses that it is given."""
 
     anchor_top = None
+    device = torch.device("cpu")
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda sums, reduce_op: sums))
 
     def __init__(self, losses: Tensor) -> None:
         self.given = losses
@@ -48,7 +51,9 @@ def train(objective: Objective, steps: range) -> Objective:
             "weight": torch.ones(12),
             "step_tokens": 12.0,
         }
-        objective.loss(Model(losses), batch)
+        model = Model(losses)
+        objective.loss(model, batch)
+        objective.end_step(model)
     return objective
 
 

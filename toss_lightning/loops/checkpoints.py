@@ -6,6 +6,7 @@ crash of the machine cut short is recognised by the checksums of the zip archive
 
 import re
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from toss_lightning.errors import ConfigError, StoreError
-from toss_lightning.files import cannot_write, put_in_place, sweep
+from toss_lightning.files import cannot_write, discard_directory, put_in_place, sweep
 from toss_lightning.loops.stopping import StopOnSignal
 from toss_lightning.progress import say
 
@@ -149,6 +150,28 @@ def set_aside(directory: Path, after: Path | None) -> None:
     for path in stale:
         path.replace(aside / path.name)
     say(f"checkpoints of an earlier run ({len(stale)}) were moved to {aside}")
+
+
+def set_results_aside(run_dir: Path, kept: Collection[str] = ()) -> None:
+    """Moves what an earlier run in the same directory came to, for this one may end before it has its own.
+
+    References, scores and selections stay, which a plan may begin with.
+
+    Args:
+        run_dir: of both runs.
+        kept: adapters that are wanted all the same.
+    """
+    results = [run_dir / "adapters" / name for name in ("sft", "target") if name not in kept]
+    results += [run_dir / "summary.json", *(run_dir / "evaluation").glob("evaluation.*")]
+    moved = [path for path in results if path.exists()]
+    for path in moved:
+        aside = run_dir / "earlier" / path.relative_to(run_dir)
+        discard_directory(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(aside)
+    if moved:
+        names = ", ".join(str(path.relative_to(run_dir)) for path in moved)
+        say(f"{names} of an earlier run were moved to {run_dir / 'earlier'}")
 
 
 def _checkpoints(directory: Path) -> list[Path]:

@@ -18,6 +18,7 @@ these changes):
 
 from typing import Any
 
+from lightning.fabric.utilities import is_shared_filesystem
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.loop import _Loop
 
@@ -68,9 +69,14 @@ class PlanLoop(PlanState):
         """Every process may have looked for the newest checkpoint with a view of the disk of its own.
 
         Raises:
-            StoreError: they found different ones.
+            StoreError: they found different ones, or do not share the run directory.
         """
         strategy, ours = self.trainer.strategy, (self.trainer.global_step, self.cursor, self.entered_at)
+        if not is_shared_filesystem(strategy, self.run_dir):  # type: ignore[arg-type]
+            raise StoreError(
+                f"--run_dir: {self.run_dir.resolve()} is not one directory that all processes see: name one on a disk"
+                " that all nodes share, under the same path"
+            )
         if strategy.reduce_boolean_decision(ours != strategy.broadcast(ours), all=False):
             raise StoreError(
                 f"the processes resumed from different checkpoints (this one at step {ours[0]}): give all of them the"
@@ -189,6 +195,11 @@ class PlanLoop(PlanState):
         old = self._saved_accumulate
         if old is None or not self.restarting:
             return
+        if self.epoch_loop.batch_progress.current.ready % old:
+            raise StoreError(
+                "--ckpt_path: this checkpoint was written in the middle of an optimizer step, and what its first"
+                " micro-batches brought is lost: give one of the run's own checkpoints, or last"
+            )
         new = self.datamodule.plan_stage().accumulate
         if old == new:
             return

@@ -47,9 +47,17 @@ class TossLoop(TossPlan):
             self.summary.held_out["base"] = dict(self.module.held_out)
         else:
             say(f"Resumed: {self.trainer.global_step} optimizer steps are done; it goes on with {self.place}")
+            self._ask_again()
         if self.watch is not None and any(step.name in self.watch.settings.stages for step in self.plan.steps):
             self.watch.begin(self.trainer, self.summary)
         self._stage_started = time.monotonic()
+
+    def _ask_again(self) -> None:
+        """Repeats the step test of a run that is past it: other things may be asked now, and what was is on file."""
+        if self.cursor == len(self.plan.steps):
+            for step in self.plan.steps:
+                if isinstance(step, Action) and step.kind == "test":
+                    self.act(step)
 
     def _warn_of_rounding(self, weighted: bool) -> None:
         """Says where divergences from the base are taken in a precision that leaves little of small ones."""

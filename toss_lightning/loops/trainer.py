@@ -1,6 +1,7 @@
 """A Trainer with what every run has: its directory, logs, checkpoints, one progress display, and the loop."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.files import cannot_write, make_writable
+from toss_lightning.locks import locked
 from toss_lightning.loops.checkpoints import PlanCheckpoint, find_checkpoint
 from toss_lightning.loops.metrics import MetricsCsv
 from toss_lightning.loops.progress import StageProgress
@@ -28,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
 """Trainer arguments that the loop and the planned batches rely on, or that suit them."""
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_epochs": ((-1,), "set loop.epochs: the plan counts the epochs of each stage"),
+    "min_epochs": ((0,), "set loop.epochs: the plan counts the epochs of each stage"),
     "use_distributed_sampler": ((False,), "batches are planned for all ranks already"),
     "num_sanity_val_steps": ((0,), "the base is evaluated before the first stage"),
     "limit_train_batches": ((1.0,), "it would cut optimizer steps short: take fewer rows with a Source's rows"),
@@ -63,12 +67,13 @@ class PlanTrainer(Trainer):
             weights_only: a checkpoint is plain values and tensors, and nothing else is loaded from it.
 
         Raises:
-            StoreError: the run directory cannot be written.
+            StoreError: the run directory cannot be written, or another run is going on there.
         """
         self._make_run_dir()
-        if ckpt_path is not None and "://" not in str(ckpt_path):
-            ckpt_path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir))
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        with self._alone():
+            if ckpt_path is not None and "://" not in str(ckpt_path):
+                ckpt_path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir))
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def _make_run_dir(self) -> None:
         # before the loggers and whatever else may want to write there, each with words of its own
@@ -76,6 +81,14 @@ class PlanTrainer(Trainer):
             make_writable(Path(self.default_root_dir))
         except OSError as error:
             raise StoreError(cannot_write(Path(self.default_root_dir), error)) from error
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keeps other runs out of the run directory, of which the processes of this one share the first one's lock."""
+        directory = Path(self.default_root_dir)
+        # a selection that finds no scores leaves no directory either
+        if rank_zero_only.rank or not directory.exists():  # type: ignore[attr-defined]
+            return nullcontext()
+        return locked(directory, "wait for it, or choose another --run_dir")
 
     def score(
         self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | Path | None = None
@@ -110,6 +123,7 @@ class PlanTrainer(Trainer):
 
         Raises:
             ConfigError: a target was trained with the selection of the run directory.
+            StoreError: the run directory cannot be written, or another run is going on there.
         """
         if (Path(self.default_root_dir) / "adapters" / "target").exists():
             raise ConfigError(
@@ -117,7 +131,8 @@ class PlanTrainer(Trainer):
                 f" one elsewhere, with --run_dir and --loop.scores_from {self.default_root_dir}/scores"
             )
         loop: Any = self.fit_loop
-        loop.select()
+        with self._alone():
+            loop.select()
 
 
 def make_trainer(
@@ -145,6 +160,11 @@ def make_trainer(
         raise ConfigError(
             f"trainer.val_check_interval: {settings['val_check_interval']} micro-batches may be more than a stage has:"
             " give a share of an epoch, or set trainer.check_val_every_n_epoch to null"
+        )
+    if not isinstance(settings.get("val_check_interval"), int | float | None):
+        raise ConfigError(
+            f"trainer.val_check_interval: {settings['val_check_interval']}: processes would tell the time each for"
+            " itself: give a share of an epoch"
         )
     if checkpoint_every < 1:
         raise ConfigError(f"checkpoint_every: {checkpoint_every}: give a number of at least 1")

@@ -76,6 +76,7 @@ class Objective:
         self.normalize, self.online = normalize, online
         self.step_batches: list[Batch] = []
         self.spread = Spread()
+        self._seen = Spread()
         self._at = 0
         self._totals: dict[str, float] = {}
 
@@ -198,7 +199,7 @@ class Objective:
         }
         weights = torch.ones_like(losses)
         weights[selected] = online.weigh(losses[selected], tokens)
-        self.spread.add(weights[selected])
+        self._seen.add(weights[selected])
         return weights
 
     def _normalizer(self, batch: Batch, kept: Tensor) -> Tensor | float:
@@ -213,6 +214,11 @@ class Objective:
     def end_step(self, model: Any) -> None:
         """Called when the gradient of the step is there."""
         self.step_batches = []
+        if self.online is not None and not self.online.whole_step:
+            # what this rank's tokens say alone is not what a checkpoint, or a warning, is to say of all
+            sums = torch.tensor([*asdict(self._seen).values()], dtype=widest(model.device), device=model.device)
+            self.spread.take(*torch.as_tensor(model.trainer.strategy.reduce(sums, reduce_op="sum")).tolist())
+            self._seen = Spread()
 
 
 class Bilevel:

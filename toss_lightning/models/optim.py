@@ -22,7 +22,8 @@ class Optim:
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     paged_8bit: bool = False
-    """8-bit optimizer state that moves to host memory when the GPU is full (bitsandbytes, GPU only)."""
+    """8-bit optimizer state (bitsandbytes, GPU only). That of matrices of 100,000 weights and more moves to host memory
+    when the GPU is full; most of an adapter are smaller, and their state takes megabytes."""
 
     def check(self) -> None:
         """Refuses numbers that AdamW cannot work with, before a base is loaded.

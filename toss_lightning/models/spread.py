@@ -22,9 +22,11 @@ class Spread:
     def add(self, weights: Tensor) -> None:
         """Takes in more weights, of any shape."""
         exact = weights.detach().cpu().double()
-        self.count += exact.numel()
-        self.total += float(exact.sum())
-        self.squares += float(exact.square().sum())
+        self.take(exact.numel(), float(exact.sum()), float(exact.square().sum()))
+
+    def take(self, count: float, total: float, squares: float) -> None:
+        """Takes in the sums over more weights."""
+        self.count, self.total, self.squares = self.count + int(count), self.total + total, self.squares + squares
 
     @property
     def narrow(self) -> str | None:

@@ -1,0 +1,55 @@
+"""Two processes and one directory."""
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from toss_lightning.errors import StoreError
+from toss_lightning.locks import locked
+
+
+@contextmanager
+def at_work(directory: Path) -> Iterator[int]:
+    """Another process that works in the directory; gives its number."""
+    begun, begin = os.pipe()
+    if not (child := os.fork()):
+        with locked(directory, "wait"):
+            os.write(begin, b"!")
+            signal.pause()
+    os.read(begun, 1)
+    try:
+        yield child
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+def test_a_second_process_is_told_so_until_the_first_is_gone(tmp_path: Path) -> None:
+    with at_work(tmp_path):
+        with (
+            pytest.raises(StoreError, match="another process is at work there: wait for it"),
+            locked(tmp_path, "wait for it"),
+        ):
+            pytest.fail("two at once")
+        beside = tmp_path / "beside"
+        beside.mkdir()
+        with locked(beside, "wait"):
+            pass
+    # it was killed, and has cleaned nothing up
+    with locked(tmp_path, "wait"):
+        pass
+
+
+def test_a_file_system_without_locks_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.warns(UserWarning, match=r"has no locks \(No locks available\)"), locked(tmp_path, "wait"):
+        done = True
+    assert done
