@@ -3,7 +3,13 @@
 import json
 import subprocess
 import sys
+from hashlib import sha256
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
+
+import pytest
+from tiny import write_rows
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [*sorted((ROOT / "benchmarks").glob("*.py")), ROOT / "benchmarks" / "results_table" / "__main__.py"]
@@ -25,3 +31,35 @@ def test_every_program_can_be_imported() -> None:
     command = [sys.executable, "-c", IMPORT, *map(str, PROGRAMS)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(done.stdout.splitlines()[-1]) == {}
+
+
+@pytest.fixture
+def rows() -> ModuleType:
+    spec = spec_from_file_location("rows_of_the_table", ROOT / "benchmarks" / "results_table" / "rows.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("other", ["test", "custom_risky"])
+def test_no_prompt_is_used_for_two_things(rows: ModuleType, tmp_path: Path, other: str) -> None:
+    write_rows(tmp_path / "custom_0.2.jsonl", [("another", "reply"), ("Where  is it?", "reply")])
+    write_rows(tmp_path / "custom_0.4.jsonl", [("where is it?", "of a set of the same purpose")])
+    rows.check_apart(tmp_path)
+    write_rows(tmp_path / f"{other}.jsonl", [(" where is IT?", "reply")])
+    with pytest.raises(SystemExit, match=rf"^custom_0\.2\.jsonl:2 and {other}\.jsonl:1 ask the same: one row for two"):
+        rows.check_apart(tmp_path)
+
+
+def test_data_that_the_pages_were_not_made_from_is_named(
+    rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"same": b"then", "changed": b"then", "missing": b"then"}
+    digests = tmp_path / "data.sha256"
+    digests.write_text("".join(f"{sha256(content).hexdigest()}  {name}\n" for name, content in known.items()))
+    monkeypatch.setattr(rows, "DIGESTS", digests)
+    (tmp_path / "same").write_bytes(b"then")
+    (tmp_path / "changed").write_bytes(b"now")
+    assert rows.differing(tmp_path) == ["changed"]

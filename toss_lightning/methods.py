@@ -270,7 +270,7 @@ METHODS = (
         title="DualSelect",
         acts_on="rows, gradient",
         sets=("safety",),
-        cost="a pass more per step, two over the safety set per epoch",
+        cost="a pass more per step; one over the safety set and one over its selected rows per epoch",
         source="arXiv 2606.09866",
         fidelity="token budget rounds to rows",
     ),

@@ -24,6 +24,7 @@ from tables import (
     part,
     read,
     run_of,
+    share,
     spread,
     star,
     table,
@@ -89,7 +90,8 @@ def notes(content: Content, rows: Path) -> list[str]:
     return [
         f"{spread(content)} A refusal",
         "is a phrase among the first words that the keyword judge takes for one, which is for screening",
-        "(docs/evaluation.md has its agreement with people); whether replies are harmful was not judged. Gap closed:",
+        "(docs/evaluation.md has its agreement with people, on replies of larger models); whether replies are harmful",
+        "was not judged, and prompts are as harmful as their sets say: BeaverTails has harmless ones. Gap closed:",
         f"from {baseline} (0 %) to {oracle} (100 %). Utility kept: the method's gain in task loss over the base, as a",
         f"share of that of {oracle}. {fieller}{MASKED}",
         star(content),
@@ -125,7 +127,10 @@ def goal(content: Content) -> str:
         and at_least(closed.get(name), CLOSED)
         and at_least(kept(content, name), KEPT)
     ]
-    return f"{wanted} oracle's utility, by the means before rounding: {', '.join(met) or 'no method'}."
+    found = f"{wanted} oracle's utility, by the means before rounding: {', '.join(met) or 'no method'}."
+    refused = measures[BENIGN]["models"]
+    told = [f"{name} {share(refused[name]['value'])}" for name in (*met, content["oracle"], content["baseline"])]
+    return f"{found}\nIt asks nothing of harmless prompts, of which they refuse: {', '.join(told)}."
 
 
 PLACES = {"1": slice(0, 1), "2 to 5": slice(1, 5), "6 to 20": slice(5, 20), "later": slice(20, None)}

@@ -105,6 +105,8 @@ def kept(content: Content, name: str) -> Content | None:
     if name not in models or content["oracle"] not in models:
         return None
     base, oracle, ours = (models[one]["value"] for one in (content["base"], content["oracle"], name))
+    if None in (base, oracle, ours) or base <= oracle:  # it has gained nothing to keep a share of
+        return None
     return {"value": (base - ours) / (base - oracle), "low": None, "high": None}
 
 
@@ -133,9 +135,10 @@ def price(content: Content, name: str) -> str:
 
 def star(content: Content) -> str:
     """What the mark of :func:`cell` says."""
+    alone = " The task loss, one number of each run, is not tested with one seed." if most_seeds(content) == 1 else ""
     return (
         f"A star: differs from {content['baseline']} beyond noise, p < 0.05 after Holm's adjustment over all pairs of"
-        " the comparison."
+        f" the measure; there is none over measures.{alone}"
     )
 
 

@@ -113,6 +113,18 @@ def test_the_numbers_are_those_of_the_verdicts(tested: Path) -> None:
     assert found["ROUGE-L, chats", None]["share"] is False
 
 
+def test_a_measure_says_which_way_is_better(tested: Path) -> None:
+    assert {one["name"]: one["better"] for one in results(tested)["measures"]} == {
+        "harmful compliance": "lower",
+        "refusal of harmful prompts": "higher",
+        "over-refusal of benign prompts": "lower",
+        "right answers, sums": "higher",
+        "ROUGE-L, chats": "higher",
+        "margin of the safe reply, nats per token": "higher",
+        "probability of a refusal's first token": "higher",
+    }
+
+
 def test_differences_are_taken_on_the_same_prompts(tested: Path) -> None:
     margin = next(one for one in results(tested)["measures"] if one["name"].startswith("margin of the safe reply"))
     ours, theirs = (np.array(margin["values"][name]) for name in ("target", "sft"))
@@ -190,7 +202,7 @@ def test_a_judge_that_fails_costs_no_report(tiny_model, tiny_sets, files, tmp_pa
     with pytest.raises(ModelError, match=r"^Tired: no quota left"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["test"], loop=loop)
     assert {one["judge"] for one in results(tmp_path)["measures"]} == {"KeywordJudge", None}
-    assert "**Tired has not judged**: no quota left" in (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert "**Tired has not judged**: `no quota left`" in (tmp_path / "evaluation" / "evaluation.md").read_text()
     assert responses(tmp_path)[0]["verdicts"].keys() == {"KeywordJudge"}
 
 

@@ -1,9 +1,11 @@
-"""From findings to numbers: what is left of them where a model's losses are no numbers."""
+"""From findings to numbers, and what is left of them where a model's losses are no numbers."""
 
 import json
 import math
 
 import numpy as np
+import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from toss_lightning.data.formats import Conversation, Message
 from toss_lightning.evaluation.benchmark_measures import benchmark_measures
@@ -12,6 +14,7 @@ from toss_lightning.evaluation.divergence_svg import draw_divergence
 from toss_lightning.evaluation.evaluation import Findings
 from toss_lightning.evaluation.likelihood import Reading
 from toss_lightning.evaluation.prompts import Pair
+from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.results import measures, report
 
 REPLIES = [Conversation((Message("user", "Where?"), Message("assistant", text)), "here") for text in ("There.", "No.")]
@@ -21,6 +24,28 @@ def read(*losses: float, divergence: tuple[float, ...] = (0.1, 0.2, 0.3)) -> Rea
     """Of as many rows, the first of which has all the tokens whose divergence is known."""
     count = len(losses)
     return Reading(np.array(losses), np.full(count, 0.5), np.array(divergence), np.arange(len(divergence)))
+
+
+def test_the_numbers_are_those_of_replies_and_verdicts() -> None:
+    asked = (Message("user", "where is the bee"),)
+    prompts = [
+        Prompt("chats", "c", asked, reference="the keeper sleeps"),
+        *(Prompt("sums", answer, asked, answer=answer) for answer in ("3", "4")),
+        *(Prompt("asked", str(at), asked, "harmful") for at in range(4)),
+    ]
+    replies = ["the bee sleeps", "there are 3", "there are 3", *["no"] * 4]
+    said = {"one": [True, True, False, False], "other": [True, False, False, None]}
+    responses = [Response("base", *one, 5, one[1] == "no") for one in zip(prompts, replies, strict=True)]
+    verdicts = {judge: {"base": [Verdict()] * 3 + [Verdict(one) for one in of]} for judge, of in said.items()}
+    findings = Findings(prompts, {"base": responses}, verdicts, [], {}, {}, {})
+    content = report(measures(findings, [], {"chats": "rouge_l", "sums": "answer"}), findings, positions=0)
+    # two of three words are those of the reference
+    assert content["measures"][0]["values"]["base"] == pytest.approx([2 / 3])
+    assert content["measures"][1]["values"]["base"] == [1.0, 0.0]
+    assert content["cut"] == {"base": 3}
+    (agreement,) = content["agreement"]
+    assert agreement["kappa"] == pytest.approx(cohen_kappa_score(said["one"][:3], said["other"][:3]))
+    assert (agreement["decided"], agreement["undecided"]) == (3, 1)
 
 
 def test_losses_that_are_no_numbers_are_undecided_and_cost_nothing_else() -> None:

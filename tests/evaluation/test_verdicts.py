@@ -55,6 +55,25 @@ def test_what_was_judged_before_a_kill_is_not_judged_again(tmp_path: Path) -> No
     assert again._asked == 1
 
 
+class Listed(Judge):
+    """Takes for refusals what stands in a file."""
+
+    def __init__(self, phrases: str) -> None:
+        self.phrases = phrases
+
+    def judge(self, responses: Sequence[Response]) -> list[Verdict]:
+        known = Path(self.phrases).read_text(encoding="utf-8").split()
+        return [Verdict(refused=one.text in known) for one in responses]
+
+
+def test_a_file_that_a_setting_names_is_part_of_the_judge(tmp_path: Path) -> None:
+    phrases = tmp_path / "phrases.txt"
+    phrases.write_text("no never", encoding="utf-8")
+    assert judged(Listed(str(phrases)), said("no", "never"), tmp_path / "kept") == [True, True]
+    phrases.write_text("no", encoding="utf-8")
+    assert judged(Listed(str(phrases)), said("no", "never"), tmp_path / "kept") == [True, False]
+
+
 def test_an_equal_response_of_another_adapter_is_not_judged_again(tmp_path: Path) -> None:
     first = Length()
     judged(first, [*said("a", "b b"), *said("a", "c c", adapter="base")], tmp_path)

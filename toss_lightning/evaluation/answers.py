@@ -36,7 +36,7 @@ _MARK = re.compile(
     r"|\banswer\b[^.:=?!\n]{0,60}?(?:(?P<said>\b(?:is|be|equals)\b)|[:=])(?!\s*not\b)",
     re.IGNORECASE,
 )
-_STEP = re.compile(r"[%)}\]]*\s*(?:[a-z]+\s+){0,2}([-+*/×÷x=])\s*[({[$€£-]*\s*", re.IGNORECASE)
+_STEP = re.compile(r"(?:[%)}\]]*\s*(?:[a-z]+\s+){0,2}([-+*/×÷x=])|%\s*of\b)\s*[({[$€£-]*\s*", re.IGNORECASE)
 _FILLERS = {"about", "approximately", "exactly", "is", "simply"}
 _REVISED = re.compile(
     r"[.!?;,\n—–>})$-][ \t]*(?:(?:wait|actually|correction|oops|sorry|hmm)\b|no[,:—–-])", re.IGNORECASE
@@ -73,8 +73,9 @@ def extract_number(text: str) -> Fraction | None:
     """The number that a reply settles on; without a mark its last one, as is usual for GSM8K.
 
     A number is ``1,234.5``, ``3/4`` or ``1 3/4``, with or without sign, currency, percent sign (42% is 42) and unit;
-    of ``a + b = c`` it is c. Ordinals, dates, times, powers, and ranges or choices ("3-5", "between 3 and 5", "3 or 5")
-    are none. Where the reply corrects itself behind its last mark ("Wait, ..."), its last number counts.
+    of ``a + b = c`` and of ``a% of b = c`` it is c. Ordinals, dates, times, powers, and ranges or choices ("3-5",
+    "between 3 and 5", "3 or 5") are none. Where the reply corrects itself behind its last mark ("Wait, ..."), its last
+    number counts.
     """
     text = _rewritten(text)
     numbers = _numbers(text)

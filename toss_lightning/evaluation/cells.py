@@ -10,14 +10,18 @@ DASH = "–"
 """Nothing to say."""
 
 
-def number(value: float, share: bool, sign: bool = False) -> str:
+NARROW = 0.03
+"""Shares whose interval is narrower than this have a decimal."""
+
+
+def number(value: float, share: bool, sign: bool = False, decimals: int = 0) -> str:
     """A value, shares in percent."""
     if math.isnan(value):
         return DASH
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     form = "+" if sign else ""
-    text = f"{100 * value:{form}.0f}%" if share else f"{value:{form}.3f}"
+    text = f"{100 * value:{form}.{decimals}f}%" if share else f"{value:{form}.3f}"
     return text.replace("-", "−")
 
 
@@ -25,15 +29,25 @@ def interval(one: Mapping[str, Any] | None, share: bool) -> str:
     """``value`` between ``low`` and ``high``, and how many were ``undecided``; of nothing, a dash."""
     if one is None or one["value"] is None:
         return DASH
-    ends = "" if one["low"] is None else f" [{number(one['low'], share)}, {number(one['high'], share)}]"
     undecided = f" ({one['undecided']} undecided)" if one.get("undecided") else ""
-    return number(one["value"], share) + ends + undecided
+    if one["low"] is None:
+        return number(one["value"], share) + undecided
+    decimals = _decimals(one)
+    value, low, high = (number(one[key], share, decimals=decimals) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]{undecided}"
 
 
 def difference(one: Mapping[str, Any], share: bool) -> str:
     """A mean difference with its interval."""
-    mean, low, high = (number(one[key], share, sign=True) for key in ("mean", "low", "high"))
+    decimals = _decimals(one)
+    # no two shares are further apart; Student's interval does not know that
+    ends = {key: min(1.0, max(-1.0, one[key])) if share else one[key] for key in ("mean", "low", "high")}
+    mean, low, high = (number(end, share, sign=True, decimals=decimals) for end in ends.values())
     return f"{mean} [{low}, {high}]"
+
+
+def _decimals(one: Mapping[str, Any]) -> int:
+    return 1 if 0 < one["high"] - one["low"] < NARROW else 0
 
 
 def p_value(p: float) -> str:

@@ -30,7 +30,7 @@ from toss_lightning.evaluation.harness_results import read_result, result_text
 from toss_lightning.evaluation.replies import stop_tokens
 from toss_lightning.files import write_text
 from toss_lightning.progress import say
-from toss_lightning.ranks import on_first_rank
+from toss_lightning.ranks import on_first_rank, patience
 
 KEY = "loop.evaluation.lm_eval"
 SEED, OTHER_SEED = 0, 1234
@@ -115,17 +115,21 @@ class Harness:
         strategy, was_training = trainer.strategy, module.training
         model = self._language_model(module)
         weights = [sorted(module.fingerprints().items()), module.digest(adapter), stop_tokens(module, self.chat)]
+        # requests are texts, of which the tokenizer and the length that the model reads make what it is asked
+        read_as = [digest_of(model.tokenizer.backend_tokenizer.to_str()), model.max_length]
         files = {
-            task: directory / f"{task}-{digest_of(json.dumps([weights, digest]))}.json"
+            task: directory / f"{task}-{digest_of(json.dumps([weights, read_as, digest]))}.json"
             for task, digest in self._requests.items()
         }
         pending: list[str] = strategy.broadcast([task for task, file in files.items() if not file.exists()])
         mine = pending[trainer.global_rank :: trainer.world_size]
-        with module.using(adapter), _plain_generation(module, stop_tokens(module, self.chat)):
+        plain = _plain_generation(module, stop_tokens(module, self.chat))
+        with module.using(adapter), plain, patience() as wait:
             for turn in range(math.ceil(len(pending) / trainer.world_size)):
                 if turn < len(mine):
                     say(f"{name} answers {mine[turn]}")
                     write_text(files[mine[turn]], self._evaluate(model, mine[turn]))
+                wait()
                 between()
         module.train(was_training)
         strategy.barrier("tasks answered")

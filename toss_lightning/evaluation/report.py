@@ -40,6 +40,6 @@ def report_evaluation(findings: Findings, evaluator: Evaluator, names: Mapping[s
     if moved:
         write_text(directory / PICTURE, draw_divergence(content["divergence"], names))
     write_text(directory / "evaluation.md", markdown(content, names, PICTURE if moved else None))
-    console = Console()
+    console = Console(markup=False)  # names of sets and paths may hold brackets
     console.print(console_table(content, names))
     console.print(f"Responses, numbers and differences are in {directory}", soft_wrap=True)

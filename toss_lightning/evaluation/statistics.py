@@ -162,6 +162,7 @@ def paired_difference_over_seeds(ours: Table, theirs: Table, confidence: float =
         var(mean) = (MS_rest + max(MS_seeds - MS_rest, 0) + max(MS_prompts - MS_rest, 0)) / S P
         df        = (S P var)^2 / (MS_seeds^2 / (S - 1) + MS_prompts^2 / (P - 1))       (Satterthwaite)
 
+    (df being at least that of the smaller of the two, ``min(S, P) - 1``, for the formula leaves out MS_rest)
     and interval and p-value are Student's; where nothing varies, the p-value is that of flipping the signs of the
     prompts, ``2^(1 - P)``. With two or three seeds the interval is somewhat too narrow, though less than that of
     resampling seeds and prompts (Owen's pigeonhole bootstrap, 2007);

@@ -31,7 +31,7 @@ def rows_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[li
 
 def differences_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[list[str]]]:
     """The cells of the table of differences: which are beyond the noise of these prompts."""
-    header = ["", "judge", "compared", "difference", "p (Holm)", "beyond noise"]
+    header = ["", "judge", "compared", "n", "difference", "p (Holm)", "beyond noise"]
     lines = []
     for one in report["measures"]:
         for found in one["differences"]:
@@ -43,6 +43,7 @@ def differences_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], 
                     f"{one['name']} {ARROWS[one['better']]}",
                     one["judge"] or "",
                     f"{ours} − {theirs}",
+                    str(found["n"]),
                     difference(found, one["share"]),
                     p_value(found["p_holm"]),
                     "yes" if found["beyond_noise"] else "no",
@@ -77,7 +78,9 @@ def markdown(report: Mapping[str, Any], names: Names, picture: str | None = None
         "are left out and counted in evaluation.json. A screening judge is no result by itself.",
         "",
     ]
-    parts += [f"**{judge} has not judged**: {why}\n" for judge, why in report["failed_judges"].items()]
+    # why may be the beginning of a server's page
+    reasons = {judge: why.replace("`", "'") for judge, why in report["failed_judges"].items()}
+    parts += [f"**{judge} has not judged**: `{why}`\n" for judge, why in reasons.items()]
     header, lines = differences_of(report, names)
     if lines:
         parts += [
@@ -113,13 +116,21 @@ def _agreement_lines(agreement: Sequence[Mapping[str, Any]]) -> list[str]:
         [
             " / ".join(one["judges"]),
             one["of"],
-            DASH if one["kappa"] is None else f"{one['kappa']:.2f} [{one['low']:.2f}, {one['high']:.2f}]",
+            _kappa(one),
             f"{one['share']:.0%}",
             str(one["decided"]),
         ]
         for one in agreement
     ]
     return markdown_table(["judges", "of", "kappa", "same verdict", "responses"], lines)
+
+
+def _kappa(one: Mapping[str, Any]) -> str:
+    """Kappa with its interval; where every draw of it gives the same, there is none."""
+    if one["kappa"] is None:
+        return DASH
+    ends = "" if one["low"] == one["high"] else f" [{one['low']:.2f}, {one['high']:.2f}]"
+    return f"{one['kappa']:.2f}{ends}".replace("-", "−")
 
 
 def _benchmark_lines(found: Mapping[str, Any]) -> list[str]:

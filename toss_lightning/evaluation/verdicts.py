@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -171,7 +172,7 @@ def _folder(directory: Path, judge: Judge | PairwiseJudge) -> Path:
 
 
 def _origins(plugin: object) -> Iterator[str]:
-    """What verdicts depend on beside names and settings: code that is not ours, and local models.
+    """What verdicts depend on beside names and settings: code that is not ours, local models, and files that are named.
 
     The code of a class is that of its whole file, which may hold its phrases and its helpers.
     """
@@ -183,10 +184,21 @@ def _origins(plugin: object) -> Iterator[str]:
         if name == "model" and isinstance(value, str) and (path := Path(value).expanduser()).exists():
             files = [path] if path.is_file() else sorted(path.iterdir())
             yield " ".join(f"{one.name} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in files)
+        elif isinstance(value, str | Path) and name[0] != "_" and (content := _content_of(value)):
+            yield f"{name} {content}"
         elif name[0] != "_":
             held = [*value.values()] if isinstance(value, dict) else value
             for one in filter(is_plugin, held if isinstance(held, list | tuple) else [held]):
                 yield from _origins(one)
+
+
+def _content_of(value: str | Path) -> str | None:
+    """The digest of the file that a setting names; None where it names none."""
+    try:
+        path = Path(value).expanduser()
+        return sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # too long a text, or one that no path can be
+        return None
 
 
 @cache

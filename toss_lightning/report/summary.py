@@ -103,7 +103,7 @@ class Summary:
     @rank_zero_only
     def start(self, trainer: Trainer, steps: tuple[str, ...]) -> None:
         """Prints the plan and the table of the sets."""
-        console = Console()
+        console = Console(markup=False)  # paths and names may hold brackets
         table = Table(title="Data", title_justify="left")
         table.add_column("set", no_wrap=True)
         for column in ("rows", "response tokens", "dropped", "truncated", "longest", "prompt tokens"):
@@ -227,7 +227,7 @@ class Summary:
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             },
         )
-        console = Console()
+        console = Console(markup=False)  # paths and names may hold brackets
         console.print(losses_table(self))
         self.say_stopped()
         self.say_weak()
