@@ -557,10 +557,11 @@ def test_a_last_checkpoint_asked_for_in_a_file(capsys, tiny_config):
 
 
 def test_a_terminal_of_latin_letters_and_names_with_brackets(tiny_config, tmp_path):
-    command = [sys.executable, "-m", "toss_lightning", "fit", "--config", tiny_config, "--loop.plan=[utility, degraded]"]
+    command = [sys.executable, "-m", "toss_lightning", "fit", "--config", tiny_config]
+    options = ["--loop.plan=[utility, degraded]", "--run_dir=a[/b]"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
-        [*command, "--run_dir=a[/b]"], capture_output=True, check=True, cwd=tmp_path, env=environment, text=True
+        [*command, *options], capture_output=True, check=True, cwd=tmp_path, env=environment, text=True
     )
     # it has no arrow
     assert "Plan: utility ? degraded. Everything goes to a[/b]" in done.stdout
