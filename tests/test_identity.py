@@ -1,16 +1,18 @@
 """A checkpoint of another run is refused by naming what differs."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from toss_lightning.errors import StoreError
-from toss_lightning.identity import check_identity, name_plugin, settings_of
+from toss_lightning.identity import check_identity, identify, name_plugin, settings_of
 from toss_lightning.models import Lora
 from toss_lightning.selection import Anchored, Everything, GlobalTopFraction, PerRowTopFraction
 
@@ -79,6 +81,31 @@ def test_what_a_plug_in_learns_on_the_way_does_not_name_it() -> None:
     one, two = Mine(), Mine()
     two._learned = 2
     assert name_plugin(one) == name_plugin(two) == "Mine share=0.5"
+
+
+def test_code_of_ones_own_identifies_a_plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(version: int) -> list[str]:
+        """What a process says of the plug-in when its file is at this version."""
+        file = tmp_path / f"{version}.py"
+        file.write_text(
+            "from toss_lightning.selection import GlobalTopFraction\n\n\n"
+            f"class Mine(GlobalTopFraction):\n    version = {version}\n"
+        )
+        spec = importlib.util.spec_from_file_location("my_selections", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module: Any = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "my_selections", module)
+        spec.loader.exec_module(module)
+        return [identify(module.Mine()), identify(Anchored(module.Mine())), name_plugin(module.Mine())]
+
+    first, edited = told(1), told(2)
+    assert first == told(1)
+    assert first[0].startswith(f"{first[2]}, code of my_selections.Mine ")
+    assert [one == other for one, other in zip(first, edited, strict=True)] == [False, False, True]
+    # what comes with the package is known by its version
+    for ours in (GlobalTopFraction(0.2), Anchored(GlobalTopFraction(0.2)), None):
+        assert identify(ours) == name_plugin(ours)
 
 
 def test_settings_are_the_same_in_every_process() -> None:

@@ -1,9 +1,11 @@
 """What a run depends on, as text, so that a checkpoint of another run is refused by naming the difference."""
 
 import hashlib
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,45 @@ def name_plugin(plugin: object | None) -> str:
         return "none"
     inner = [name_plugin(value) for name, value in sorted(vars(plugin).items()) if name[0] != "_" and is_plugin(value)]
     return " ".join([type(plugin).__name__, settings_of(plugin), *(f"({one})" for one in inner)])
+
+
+def identify(plugin: object | None) -> str:
+    """A plug-in as :func:`name_plugin` tells it, with the code of classes of one's own, which may be edited."""
+    told = name_plugin(plugin)
+    if plugin is None:
+        return told
+    code = {f"{kind.__module__}.{kind.__qualname__}": code_of(kind) for part in parts_of(plugin) for kind in own(part)}
+    digests = [
+        f"{name} {hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}" for name, text in code.items() if text
+    ]
+    return f"{told}, code of {', '.join(digests)}" if digests else told
+
+
+def parts_of(plugin: object) -> Iterator[object]:
+    """A plug-in, and those that its settings hold."""
+    yield plugin
+    for name, value in sorted(vars(plugin).items()):
+        if name[0] != "_":
+            held = [*value.values()] if isinstance(value, dict) else value
+            for one in filter(is_plugin, held if isinstance(held, list | tuple) else [held]):
+                yield from parts_of(one)
+
+
+def own(plugin: object) -> Iterator[type]:
+    """The classes of a plug-in that do not come with this package, from its own up."""
+    for kind in type(plugin).__mro__:
+        if kind.__module__.partition(".")[0] in (__name__.partition(".")[0], "builtins"):
+            break
+        yield kind
+
+
+@cache
+def code_of(kind: type) -> str | None:
+    """The file of a class, which may hold its phrases and its helpers; None of one that was typed at a prompt.
+
+    It is as it was when it was first asked for, which is what this process runs.
+    """
+    try:
+        return inspect.getsource(inspect.getmodule(kind) or kind)
+    except (OSError, TypeError):
+        return None

@@ -12,8 +12,8 @@ import torch
 from tiny import CHATML, some_pairs, word_tokenizer, write_rows
 
 from toss_lightning.data import TossDataModule
-from toss_lightning.data.datamodule import Companions
 from toss_lightning.data.mixtures import SafeInstr
+from toss_lightning.data.stages import Companions
 from toss_lightning.errors import DataError
 
 Make = Callable[..., TossDataModule]

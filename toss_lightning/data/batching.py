@@ -5,7 +5,7 @@ micro-batches of at most ``max_tokens`` padded tokens. Which rows share a step t
 of a device nor on the number of devices.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from toss_lightning.data.stages import StageRows, Values
 from toss_lightning.data.tokenize import TokenizedRow
 from toss_lightning.errors import ConfigError
 
@@ -125,10 +126,6 @@ def _spread(groups: list[Group], accumulate: int, world_size: int, lengths: Sequ
     return [groups[rank::world_size] for rank in range(world_size)]
 
 
-Values = Mapping[str, np.ndarray]
-"""Name -> a value for each response token of a row; ``weight`` is 1 and anything else 0 where it is not named."""
-
-
 def collate(
     rows: Sequence[TokenizedRow], values: Sequence[Values] | None = None, names: Sequence[str] = ("weight",)
 ) -> dict[str, Any]:
@@ -167,39 +164,6 @@ def collate(
         "ordinal": torch.from_numpy(np.concatenate([*map(np.arange, counts), np.zeros(0)]).astype(np.int64)),
         **{name: per_token(name) for name in names},
     }
-
-
-@dataclass(frozen=True)
-class StageRows:
-    """The rows that a stage trains on."""
-
-    rows: list[TokenizedRow]
-    """Companions last."""
-    values: list[Values]
-    """What each response token of each row counts; see :data:`Values`."""
-    selected: list[bool]
-    """The row is one that the selection speaks of."""
-    companions: int = 0
-    """Rows that stand beside the others in every step, and are not counted among those it trains on."""
-    per_step: int = 0
-    """Companions in each step."""
-    whole_step: bool = False
-    """The first micro-batch of a step holds all of the step's micro-batches of its rank."""
-
-    @classmethod
-    def plain(cls, rows: Sequence[TokenizedRow]) -> "StageRows":
-        """All tokens of all rows count 1."""
-        return cls(list(rows), [{} for _ in rows], [False] * len(rows))
-
-    @property
-    def own(self) -> int:
-        """Rows without the companions."""
-        return len(self.rows) - self.companions
-
-    @property
-    def names(self) -> list[str]:
-        """Every value that some row names, and the weight."""
-        return sorted({"weight", *(name for values in self.values for name in values)})
 
 
 class StepBatches(Dataset[dict[str, Any]]):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,40 +10,21 @@ import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from toss_lightning.data.batching import (
-    BatchLoader,
-    PassBatches,
-    StageRows,
-    StepBatches,
-    StepPlan,
-    Values,
-    plan_pass,
-    plan_steps,
-)
+from toss_lightning.data.batching import BatchLoader, PassBatches, StepBatches, StepPlan, plan_pass, plan_steps
 from toss_lightning.data.mixtures import Mixture
-from toss_lightning.data.rowset import Overlong, RowSet, load_rows, name_rows, overlaps
+from toss_lightning.data.rowset import Overlong, RowSet, load_rows, warn_of_rows
 from toss_lightning.data.scoring import Scoring, digest_of
 from toss_lightning.data.sources import Source
+from toss_lightning.data.stages import Companions, StageRows, Values, beside, name_rows_of
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import ConfigError, DataError
-from toss_lightning.identity import name_plugin
+from toss_lightning.identity import identify
 from toss_lightning.seeds import global_seed
 
 HELD_OUT_OF = {"utility_val": "utility", "harmful_val": "harmful"}
 """Held-out set -> the set of which a share stands in for it."""
 HELD_OUT = {"utility_val": "task_loss", "harmful_val": "harmful_loss", "refusal_val": "refusal_loss"}
 """Held-out set -> what its mean token loss is called."""
-
-
-@dataclass(frozen=True)
-class Companions:
-    """Rows of another set that stand beside those of a stage in every step."""
-
-    set: str
-    per_step: int
-    """How many, drawn anew for each step."""
-    values: Mapping[str, float] = field(default_factory=dict)
-    """What each of their response tokens counts; see :data:`Values`."""
 
 
 class TossDataModule(LightningDataModule):
@@ -166,17 +147,8 @@ class TossDataModule(LightningDataModule):
         for held_out, name in HELD_OUT_OF.items():
             if name in sets and held_out not in sets and self.holdout and len(sets[name].rows) > 1:
                 sets[name], sets[held_out] = sets[name].split(self.holdout, held_out)
+        warn_of_rows([*sets.values()])
         self.sets = sets
-        for rows in sets.values():
-            if count := sum(not row.end_of_turn.any() for row in rows.rows):
-                rank_zero_warn(
-                    f"{count} of {len(rows.rows)} rows of the {rows.name} set hold no end-of-turn token (they are cut,"
-                    " or the chat template has none): a model trained on them may not learn to stop"
-                )
-        for one, two, count in overlaps(list(sets.values())):
-            rank_zero_warn(
-                f"{count} rows stand in both the {one} and the {two} set: the results will flatter the method"
-            )
         self._tokenizer_parts = {
             "tokenizer": digest_of(tokenizer.backend_tokenizer.to_str()),
             "template": digest_of(json.dumps([tokenizer.get_chat_template(), self.template_options], sort_keys=True)),
@@ -213,7 +185,7 @@ class TossDataModule(LightningDataModule):
         scored = {}
         if "custom" in self.sets:
             scored = {part: value for part, value in self.fingerprints().items() if part in ("dataset", "limits")}
-        return {**sets, "data.batch_size": str(self.batch_size), "data.mixture": name_plugin(self.mixture), **scored}
+        return {**sets, "data.batch_size": str(self.batch_size), "data.mixture": identify(self.mixture), **scored}
 
     def check_fits(self, names: Collection[str], context: int | None = None) -> None:
         """Refuses rows that no batch can hold, or that the model cannot read, before anything is trained.
@@ -273,21 +245,17 @@ class TossDataModule(LightningDataModule):
         more = self.mixture.rows(self.sets, global_seed()) if mixed and self.mixture is not None else []
         self.stage_mixed = len(more)
         if more:
-            stage = _with(stage, more, {})
+            stage = beside(stage, more, {})
         if companions is not None:
-            beside = self.sets[companions.set].rows
-            stage = _with(stage, beside, companions.values)
-            stage = replace(stage, companions=len(beside), per_step=companions.per_step)
+            more = self.sets[companions.set].rows
+            stage = beside(stage, more, companions.values)
+            stage = replace(stage, companions=len(more), per_step=companions.per_step)
         self.stage_rows, self._epochs = replace(stage, whole_step=whole_step), epochs
 
     def named(self, indices: Collection[int]) -> str:
         """Rows of the current stage as people find them: the set that each is of, and its row number there."""
         assert self.stage_rows is not None
-        sets = {id(row): name for name, of in self.sets.items() for row in of.rows}
-        rows: dict[str, list[int]] = {}
-        for row in (self.stage_rows.rows[index] for index in indices):
-            rows.setdefault(sets.get(id(row), "mixture"), []).append(row.row_id)
-        return " and ".join(name_rows(numbers, name) for name, numbers in rows.items())
+        return name_rows_of(self.stage_rows, indices, self.sets)
 
     def plan_stage(self) -> StepPlan:
         """Plans the current stage's batches for the ranks at hand.
@@ -376,12 +344,3 @@ class TossDataModule(LightningDataModule):
             if trainer.is_global_zero:
                 scoring.writer.finish_round(round)
             trainer.strategy.barrier("round scored")
-
-
-def _with(stage: StageRows, rows: Sequence[TokenizedRow], values: Mapping[str, float]) -> StageRows:
-    """A stage with further rows, all of whose response tokens count the same."""
-    more: list[Values] = [
-        {name: np.full(len(row.response_positions), value, np.float32) for name, value in values.items()}
-        for row in rows
-    ]
-    return StageRows([*stage.rows, *rows], [*stage.values, *more], [*stage.selected, *[False] * len(rows)])

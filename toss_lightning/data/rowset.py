@@ -175,3 +175,15 @@ def overlaps(sets: Sequence[RowSet]) -> list[tuple[str, str, int]]:
     names = list(hashes)
     pairs = [(one, two) for index, one in enumerate(names) for two in names[index + 1 :]]
     return [(one, two, len(hashes[one] & hashes[two])) for one, two in pairs if hashes[one] & hashes[two]]
+
+
+def warn_of_rows(sets: Sequence[RowSet]) -> None:
+    """Warns of rows that may not teach the model to stop, and of rows that stand in two sets."""
+    for rows in sets:
+        if count := sum(not row.end_of_turn.any() for row in rows.rows):
+            rank_zero_warn(
+                f"{count} of {len(rows.rows)} rows of the {rows.name} set hold no end-of-turn token (they are cut,"
+                " or the chat template has none): a model trained on them may not learn to stop"
+            )
+    for one, two, count in overlaps(sets):
+        rank_zero_warn(f"{count} rows stand in both the {one} and the {two} set: the results will flatter the method")

@@ -1,11 +1,9 @@
 """Verdicts of a judge on responses and on pairs of them, kept on disk so that none is asked for twice."""
 
-import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +16,7 @@ from toss_lightning.evaluation.judges.base import Judge
 from toss_lightning.evaluation.judges.pairwise import Outcome, PairwiseJudge
 from toss_lightning.evaluation.records import Response, Verdict
 from toss_lightning.files import write_text
-from toss_lightning.identity import is_plugin, name_plugin
+from toss_lightning.identity import code_of, name_plugin, own, parts_of
 from toss_lightning.progress import progress_bar, say
 
 Pair = tuple[Response, Response]
@@ -172,24 +170,17 @@ def _folder(directory: Path, judge: Judge | PairwiseJudge) -> Path:
 
 
 def _origins(plugin: object) -> Iterator[str]:
-    """What verdicts depend on beside names and settings: code that is not ours, local models, and files that are named.
-
-    The code of a class is that of its whole file, which may hold its phrases and its helpers.
-    """
-    for kind in type(plugin).__mro__:
-        if kind.__module__.partition(".")[0] in (__name__.partition(".")[0], "builtins"):
-            break
-        yield f"{kind.__module__}.{kind.__qualname__} {_code_of(kind)}"
-    for name, value in sorted(vars(plugin).items()):
-        if name == "model" and isinstance(value, str) and (path := Path(value).expanduser()).exists():
-            files = [path] if path.is_file() else sorted(path.iterdir())
-            yield " ".join(f"{one.name} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in files)
-        elif isinstance(value, str | Path) and name[0] != "_" and (content := _content_of(value)):
-            yield f"{name} {content}"
-        elif name[0] != "_":
-            held = [*value.values()] if isinstance(value, dict) else value
-            for one in filter(is_plugin, held if isinstance(held, list | tuple) else [held]):
-                yield from _origins(one)
+    """What verdicts depend on beside names and settings: code that is not ours, local models, files that are named."""
+    for part in parts_of(plugin):
+        for kind in own(part):
+            # one that was typed at a prompt is known to this process alone
+            yield f"{kind.__module__}.{kind.__qualname__} {code_of(kind) or f'{os.getpid()} {id(kind)}'}"
+        for name, value in sorted(vars(part).items()):
+            if name == "model" and isinstance(value, str) and (path := Path(value).expanduser()).exists():
+                files = [path] if path.is_file() else sorted(path.iterdir())
+                yield " ".join(f"{one.name} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in files)
+            elif isinstance(value, str | Path) and name[0] != "_" and (content := _content_of(value)):
+                yield f"{name} {content}"
 
 
 def _content_of(value: str | Path) -> str | None:
@@ -199,15 +190,6 @@ def _content_of(value: str | Path) -> str | None:
         return sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     except (OSError, ValueError, RuntimeError):  # too long a text, or one that no path can be
         return None
-
-
-@cache
-def _code_of(kind: type) -> str:
-    """As it was when it was first asked for, which is what this process runs."""
-    try:
-        return inspect.getsource(inspect.getmodule(kind) or kind)
-    except (OSError, TypeError):  # typed at a prompt: known to this process alone
-        return f"{os.getpid()} {id(kind)}"
 
 
 def _parts(items: Mapping[str, Item], size: int) -> list[dict[str, Item]]:

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from toss_lightning.data.datamodule import HELD_OUT, Companions
+from toss_lightning.data.datamodule import HELD_OUT
+from toss_lightning.data.stages import Companions
 from toss_lightning.errors import ConfigError, check_choice
 from toss_lightning.evaluation import Evaluation, Evaluator, SafetyProbe
 from toss_lightning.files import restore_directory, sweep
-from toss_lightning.identity import name_plugin
+from toss_lightning.identity import identify
 from toss_lightning.loops.checkpoints import set_results_aside
 from toss_lightning.loops.given import check_maker, check_scores, load_selection
 from toss_lightning.loops.method import Method
@@ -126,6 +127,8 @@ class TossPlan(PlanLoop):
 
     def make_plan(self) -> Plan:
         """Checks the settings against the data and the adapters at hand, and repairs what a kill left half-renamed."""
+        for plugin in (self.selection, self.module.correction, self.datamodule.mixture):
+            identify(plugin)  # takes down its code, whose file may be edited while the run goes on
         references = [name for name in REFERENCES if getattr(self.module.references, name)]
         sets = self.datamodule.sets
         method = self.method
@@ -253,7 +256,7 @@ class TossPlan(PlanLoop):
     def identity(self) -> dict[str, str]:
         """What the optimizer steps depend on, beside the base and the shape of the adapters."""
         return {
-            "loop.selection": name_plugin(self.selection),
+            "loop.selection": identify(self.selection),
             "loop.keep_epoch": self.keep_epoch,
             "loop.scores_from": f"{self.scores_from}, round {self.scores_round}",
             "trainer.gradient_clip_val": f"{self.trainer.gradient_clip_val} {self.trainer.gradient_clip_algorithm}",

@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from toss_lightning.errors import ConfigError, TrainingError
 from toss_lightning.gradients import Correction
-from toss_lightning.identity import check_identity, name_plugin, settings_of
+from toss_lightning.identity import check_identity, identify, settings_of
 from toss_lightning.models.adapters import BASE, SLOT, AdapterBank, Lora
 from toss_lightning.models.base import (
     Base,
@@ -181,7 +181,7 @@ class WeightedLoraModule(LightningModule):
             "model.optim": settings_of(self.optim),
             "model.schedule": settings_of(self.schedule),
             "model.references": settings_of(self.references),
-            "model.correction": name_plugin(self.correction),
+            "model.correction": identify(self.correction),
             "model.anchor_top": str(self.anchor_top),
             "precision": self.fingerprints()["precision"],
         }
