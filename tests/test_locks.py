@@ -1,5 +1,6 @@
 """Two processes and one directory."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -14,18 +15,23 @@ from toss_lightning.locks import locked
 
 
 @contextmanager
-def at_work(directory: Path) -> Iterator[int]:
-    """Another process that works in the directory; gives its number."""
+def at_work(directory: Path) -> Iterator[None]:
+    """Another process that works in the directory, until it is killed."""
     begun, begin = os.pipe()
     if not (child := os.fork()):
-        with locked(directory, "wait"):
-            os.write(begin, b"!")
-            signal.pause()
-    os.read(begun, 1)
+        try:
+            with locked(directory, "wait"):
+                os.write(begin, b"!")
+                signal.pause()
+        finally:
+            os._exit(1)  # whatever happens, never into a second copy of the tests
+    os.close(begin)
     try:
-        yield child
+        assert os.read(begun, 1) == b"!"
+        yield
     finally:
-        os.kill(child, 9)
+        os.close(begun)
+        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
@@ -47,9 +53,8 @@ def test_a_second_process_is_told_so_until_the_first_is_gone(tmp_path: Path) -> 
 
 def test_a_file_system_without_locks_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise OSError(37, "No locks available")
+        raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with pytest.warns(UserWarning, match=r"has no locks \(No locks available\)"), locked(tmp_path, "wait"):
-        done = True
-    assert done
+        pass

@@ -14,23 +14,24 @@ from toss_lightning.errors import DataError
 from toss_lightning.ranks import on_first_rank
 
 
-def _broadcast(value: Any) -> Any:
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def _refuse() -> None:
     raise DataError("rows.jsonl:3: no reply: fill it in")
 
 
 def _one(rank: int, port: int, folder: str) -> None:
-    impatient = timedelta(seconds=1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=impatient)
-    trainer: Any = SimpleNamespace(is_global_zero=rank == 0, strategy=SimpleNamespace(broadcast=_broadcast))
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.barrier()  # from here on they go side by side
+    impatient = dist.new_group(backend="gloo", timeout=timedelta(seconds=3))
+
+    def broadcast(value: Any) -> Any:
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=impatient)
+        return box[0]
+
+    trainer: Any = SimpleNamespace(is_global_zero=rank == 0, strategy=SimpleNamespace(broadcast=broadcast))
 
     def work() -> str:
-        time.sleep(2)  # longer than the other one waits in a collective
+        time.sleep(5)  # longer than the other one waits in a collective of the strategy
         return f"done by {rank}"
 
     told = [str(on_first_rank(trainer, work))]

@@ -1,6 +1,7 @@
 """Files that are either the old one or the new one, whatever happens while they are written, and missing ones."""
 
 import difflib
+import errno
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from toss_lightning.errors import StoreError
 
 RUN_DIR = "choose another --run_dir"
 """What helps where a run's own directory cannot be written."""
+HELD = (errno.EACCES, errno.EAGAIN)
+"""What the system says of a lock that another process holds."""
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """How safetensors and tokenizers, which are written in Rust, say what the system refused; they raise no OSError."""
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")

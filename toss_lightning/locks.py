@@ -1,6 +1,5 @@
 """One process at a time works in a directory."""
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,9 +9,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from toss_lightning.errors import StoreError
-from toss_lightning.files import cannot_write
-
-HELD = (errno.EACCES, errno.EAGAIN)
+from toss_lightning.files import HELD, cannot_write
 
 
 @contextmanager

@@ -96,11 +96,13 @@ def picture(work: Path) -> str:
 
 def _lines(content: Content, measure: Content) -> Iterator[tuple[str, Mapping[float, Point]]]:
     for family, settings in families(content).items():
-        if values := {d: measure["models"][name] for name, d in settings.items() if d is not None}:
-            yield family, {d: Point.of(one) for d, one in values.items()}
+        values = {d: measure["models"][name] for name, d in settings.items() if d is not None}
+        if points := {d: Point.of(one) for d, one in values.items() if one["value"] is not None}:
+            yield family, points
 
 
 def _levels(content: Content, measure: Content) -> dict[str, float]:
     """Of what has no discard ratio: where fine-tuning goes without a method, and where it goes at best."""
     names = (content["baseline"], content["oracle"])
-    return {name: measure["models"][name]["value"] for name in names if name in measure["models"]}
+    values = {name: measure["models"][name]["value"] for name in names if name in measure["models"]}
+    return {name: value for name, value in values.items() if value is not None}

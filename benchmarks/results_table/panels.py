@@ -69,6 +69,8 @@ def draw(panels: Sequence[Panel], setting: str, said: str) -> str:
 def _range(panel: Panel) -> tuple[float, float]:
     """Of the values, and of intervals as far as they do not dwarf them; shares begin at 0."""
     values = [*panel.levels.values(), *(point.value for of in panel.lines.values() for point in of.values())]
+    if not values:
+        return 0.0, 1.0
     if panel.share:
         return 0.0, min(1.0, math.ceil(10 * max(values) + 0.5) / 10)
     room = 0.15 * (max(values) - min(values)) or 0.5

@@ -112,8 +112,10 @@ def goal(content: Content) -> str:
     """Which methods reach the goal, by their means over all seeds."""
     measures = {one["name"]: one for one in content["measures"]}
     gap, wanted = measures[REFUSAL]["gap_closed"], f"Goal, {CLOSED:.0%} of the gap in refusals at {KEPT:.0%} of the"
+    between = f"{content['baseline']} and {content['oracle']}"
+    if gap["beyond_noise"] is None:
+        return f"{wanted} oracle's utility: too few runs to tell whether there is a gap between {between}."
     if not gap["beyond_noise"]:
-        between = f"{content['baseline']} and {content['oracle']}"
         return f"{wanted} oracle's utility: there is no gap beyond noise between {between}."
     closed = gap["methods"]
 

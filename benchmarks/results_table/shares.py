@@ -64,7 +64,7 @@ def _table(found: Mapping[str, Comparison]) -> list[str]:
 def _notes(contents: Sequence[Content]) -> list[str]:
     seeds = {*map(most_seeds, contents)}
     alone = " Of one seed, intervals are over the prompts." if 1 in seeds and len(seeds) > 1 else ""
-    return [spread(max(contents, key=most_seeds)) + alone, star(contents[0]), MASKED]
+    return [spread(max(contents, key=most_seeds)) + alone, star(min(contents, key=most_seeds)), MASKED]
 
 
 def picture(found: Found) -> str:
@@ -84,7 +84,7 @@ def picture(found: Found) -> str:
 def _line(found: Found, measure: str, method: str) -> Iterator[tuple[float, Point]]:
     for at, (content, _) in found.items():
         one = measures_of(content)[measure]["models"].get(method)
-        if one is not None:
+        if one is not None and one["value"] is not None:
             yield 100 * at, Point.of(one)
 
 

@@ -135,7 +135,10 @@ def price(content: Content, name: str) -> str:
 
 def star(content: Content) -> str:
     """What the mark of :func:`cell` says."""
-    alone = " The task loss, one number of each run, is not tested with one seed." if most_seeds(content) == 1 else ""
+    seeds = [len(of) for of in content["seeds"].values()]
+    alone = " The task loss, one number of each run, is not tested with one seed." if min(seeds) == 1 else ""
+    if min(seeds) == 1 < max(seeds):
+        alone = " A method with one seed has none, for its differences rest on that seed."
     return (
         f"A star: differs from {content['baseline']} beyond noise, p < 0.05 after Holm's adjustment over all pairs of"
         f" the measure; there is none over measures.{alone}"

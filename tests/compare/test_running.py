@@ -268,11 +268,15 @@ def test_rows_that_cannot_be_read_when_a_run_ends_do_not_stop_the_others(tmp_pat
     path = write_comparison(tmp_path, METHODS, seeds=[1], set={"data.custom": str(tmp_path / "rows.jsonl")})
     comparison, runs = made(path)
 
-    def refuse(name: str) -> str:
-        raise OSError(errno.ESTALE, "Stale file handle", name)
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.name == "rows.jsonl":
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return is_file(path)
 
     with lock(comparison.run_dir) as held, monkeypatch.context() as patch:
-        patch.setattr("toss_lightning.compare.settings.digest_of_file", refuse)
+        patch.setattr(Path, "is_file", refuse)
         problems = run_all(comparison, list(runs.values()), held)
     assert ["cannot be read now" in problem for problem in problems] == [True, True]
     assert states(path) == {"A1": "test", "B1": "test"}

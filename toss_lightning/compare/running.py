@@ -19,7 +19,7 @@ from tqdm import tqdm
 from toss_lightning.compare.comparison import Comparison
 from toss_lightning.compare.runs import Run, as_of_now, environment
 from toss_lightning.errors import Stopped, StoreError
-from toss_lightning.files import cannot_write
+from toss_lightning.files import HELD, cannot_write
 
 TAIL = 5
 """Lines of a failed run's log that are shown."""
@@ -222,12 +222,12 @@ def lock(directory: Path) -> Iterator[int]:
         raise StoreError(cannot_write(directory, error)) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise StoreError(
-            f"{directory}: runs of a comparison are going on there: wait for them, or end them first"
-        ) from error
     except OSError as error:
+        if error.errno in HELD:
+            os.close(handle)
+            raise StoreError(
+                f"{directory}: runs of a comparison are going on there: wait for them, or end them first"
+            ) from error
         print(
             f"WARNING: {directory}: this file system has no locks ({error.strerror}): nothing keeps a second comparison"
             " from working there at the same time",

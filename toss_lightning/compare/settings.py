@@ -4,6 +4,7 @@ The parser that knows every default needs torch. What is asked here needs no def
 from other settings, and in which settings methods differ.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -87,7 +88,8 @@ def fingerprint(overlays: Sequence[Flat], plan: Sequence[str], seed: int) -> dic
                     parts[part].append([key, value, _content(value)])
                 except OSError as error:
                     raise ConfigError(
-                        f"{key}: {error.filename}: cannot be read ({error.strerror}): give a file that can be read"
+                        f"{key}: {error.filename or value}: cannot be read ({error.strerror}): give a file that can be"
+                        " read"
                     ) from error
     return {part: _digest(json.dumps(facts, default=str)) for part, facts in parts.items()}
 
@@ -170,8 +172,12 @@ def _source_of(name: str) -> str | None:
 def _is_file(name: str) -> bool:
     try:
         return Path(name).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # too long for a name, a zero byte, no such home
+    except (ValueError, RuntimeError):  # a zero byte, no such home
         return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def digest_of_file(name: str | Path) -> str:
