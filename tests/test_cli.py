@@ -584,6 +584,11 @@ def test_runs_of_one_second_have_directories_of_their_own(tiny_config, monkeypat
     assert os.environ["TOSS_RUN_DIR"] == name
 
 
+def test_a_directory_of_runs_that_lies_nowhere(capsys, tiny_config):
+    Path("runs").symlink_to("unplugged/disk")
+    assert "cannot be written" in failed(capsys, "fit", "--config", tiny_config, code=1)
+
+
 def test_a_run_that_never_began_leaves_no_directory(capsys, tiny_config):
     failed(capsys, "fit", "--config", tiny_config, "--trainer.max_epochs=3", code=2)
     assert not Path("runs").exists()

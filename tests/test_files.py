@@ -299,7 +299,7 @@ def test_paths_that_are_no_name_of_the_hub(somewhere: None, path: str) -> None:
 def test_a_missing_directory_is_told_with_the_nearest_name(somewhere: None) -> None:
     for name in ("llama-1b", "llama-8b", "rows.jsonl"):
         (Path("models") / name).mkdir(parents=True)
-    hub = "; for the hub's, give the directory that hf download models/{} prints"
+    hub = "; the hub's is hf://models/{}"
     assert no_such_directory("models/llama_8b") == "no such directory (is it models/llama-8b?)" + hub.format("llama_8b")
     assert no_such_directory("./models/rows") == "no such directory (is it models/rows.jsonl?)"
     assert no_such_directory("~nosuchuser/llama") == "no such directory"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from runs import tiny_fit
 
 from toss_lightning.errors import StoreError
 from toss_lightning.locks import locked
@@ -38,7 +39,7 @@ def at_work(directory: Path) -> Iterator[None]:
 def test_a_second_process_is_told_so_until_the_first_is_gone(tmp_path: Path) -> None:
     with at_work(tmp_path):
         with (
-            pytest.raises(StoreError, match="another process is at work there: wait for it"),
+            pytest.raises(StoreError, match=r"another process is at work there \(\d+ on .+\): wait for it"),
             locked(tmp_path, "wait for it"),
         ):
             pytest.fail("two at once")
@@ -49,6 +50,14 @@ def test_a_second_process_is_told_so_until_the_first_is_gone(tmp_path: Path) -> 
     # it was killed, and has cleaned nothing up
     with locked(tmp_path, "wait"):
         pass
+
+
+def test_a_run_does_not_begin_where_another_goes_on(tiny_model: str, tiny_sets: dict[str, str], tmp_path: Path) -> None:
+    with at_work(tmp_path), pytest.raises(StoreError, match="wait for it, or choose another --run_dir"):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target"])
+    assert not (tmp_path / "adapters").exists()
+    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["target"])
+    assert (tmp_path / "adapters").exists()
 
 
 def test_a_file_system_without_locks_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

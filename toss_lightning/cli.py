@@ -103,9 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         one that was stopped.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal or a file that knows Latin letters alone ends no run
-            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or a file that knows Latin letters alone ends no run
+        sys.stdout.reconfigure(errors="replace")
     try:
         if not args or args[0] in ("-h", "--help"):
             print(HELP)
@@ -151,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         if made := os.environ.get("TOSS_RUN_DIR"):
-            with suppress(OSError):  # it holds something: the run has begun
+            with suppress(OSError):  # it holds something
                 os.removedirs(made)
     return 0
 
@@ -323,14 +322,12 @@ def with_run_dir(args: list[str]) -> list[str]:
 
 def _new_run_dir(name: str) -> str:
     """Makes a directory of that name, or of that name and a number where another run began in the same second."""
-    for numbered in chain([name], (f"{name}-{number}" for number in count(2))):
-        try:
-            Path(numbered).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError:  # the run says what cannot be written, and why
-            break
-        return numbered
+    with suppress(OSError):  # the run says what cannot be written, and why
+        Path(name).parent.mkdir(exist_ok=True)
+        for numbered in chain([name], (f"{name}-{number}" for number in count(2))):
+            with suppress(FileExistsError):
+                Path(numbered).mkdir()
+                return numbered
     return name
 
 

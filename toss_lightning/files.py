@@ -20,6 +20,8 @@ HELD = (errno.EACCES, errno.EAGAIN)
 """What the system says of a lock that another process holds."""
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """How safetensors and tokenizers, which are written in Rust, say what the system refused; they raise no OSError."""
+HUB_MARK = "hf://"
+"""Stands before the id of a model or an adapter that is looked for on the hub alone."""
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 """`owner/name`."""
 
@@ -173,7 +175,7 @@ def may_be_hub_id(path: str) -> bool:
 
 def no_such_directory(path: str) -> str:
     """What to tell a person who names a directory that is not here, and that is no hub id."""
-    hub = f"; for the hub's, give the directory that hf download {path} prints" if HUB_ID.fullmatch(path) else ""
+    hub = f"; the hub's is {HUB_MARK}{path}" if HUB_ID.fullmatch(path) else ""
     return f"no such directory{nearest(Path(os.path.expanduser(path)))}{hub}"
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ from toss_lightning.files import HELD, cannot_write
 def locked(directory: Path, busy: str) -> Iterator[None]:
     """Keeps other processes out of a directory inside the block; the lock dies with this process, however that ends.
 
-    It is one of a process, which those that it forks do not hold on to: workers may outlive it by seconds.
+    It is one of a process, which those that it forks do not hold on to: workers may outlive it by seconds. Where a
+    machine dies, a file server may need a while to notice.
 
     Args:
         directory: what is to be worked in.
@@ -34,11 +36,14 @@ def locked(directory: Path, busy: str) -> Iterator[None]:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in HELD:
-                raise StoreError(f"{directory}: another process is at work there: {busy}") from error
+                holder = os.read(handle, 200).decode(errors="replace")
+                raise StoreError(f"{directory}: another process is at work there ({holder}): {busy}") from error
             rank_zero_warn(
                 f"{directory}: this file system has no locks ({error.strerror}): nothing keeps a second process from"
                 " working there at the same time"
             )
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()} on {platform.node()}".encode())
         yield
     finally:
         os.close(handle)

@@ -1,9 +1,12 @@
 """What one rank does for all of them."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch.distributed as dist
 from lightning.pytorch import Trainer
@@ -12,6 +15,8 @@ from toss_lightning.errors import TossError
 
 Found = TypeVar("Found")
 PATIENCE = timedelta(days=365)
+NOTICED = 60.0
+"""Seconds after which a file that one node has made must be seen by the others."""
 
 
 def on_first_rank(trainer: Trainer, work: Callable[[], Found]) -> Found:
@@ -35,11 +40,31 @@ def on_first_rank(trainer: Trainer, work: Callable[[], Found]) -> Found:
     return found  # type: ignore[return-value]
 
 
+def share_directory(trainer: Trainer, directory: Path) -> bool:
+    """Whether all ranks see the same directory there; asked on all of them."""
+    strategy: Any = trainer.strategy
+    if trainer.world_size == 1:
+        return True
+    # a name that none has looked for: a client of a file server remembers for a minute what was not there
+    mark = directory / strategy.broadcast(f".{uuid4().hex}.tmp")
+    if trainer.is_global_zero:
+        mark.touch()
+    strategy.barrier("mark in place")
+    latest = time.monotonic() + NOTICED
+    while not (seen := mark.exists()) and time.monotonic() < latest:
+        time.sleep(0.1)
+    shared: bool = strategy.reduce_boolean_decision(seen, all=True)
+    if trainer.is_global_zero:
+        mark.unlink(missing_ok=True)
+    return shared
+
+
 @contextmanager
 def patience() -> Iterator[Callable[[], None]]:
     """Gives a barrier for work that ranks do alone; to be entered by all of them before it begins.
 
-    Those that wait in a collective of the strategy are taken for dead after its timeout, half an hour by default.
+    Those that wait in a collective of the strategy are taken for dead after its timeout, half an hour by default. As
+    Lightning's own barrier for data that one rank downloads, this one is gloo's, whatever the strategy uses.
     """
     if not (dist.is_available() and dist.is_initialized()):
         yield lambda: None

@@ -205,7 +205,7 @@ def test_processes_that_do_not_share_the_directory_do_not_begin(
     tiny_model, tiny_sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # as where each of two nodes has a disk of its own
-    monkeypatch.setattr(plan_loop, "is_shared_filesystem", lambda strategy, path: False)
+    monkeypatch.setattr(plan_loop, "share_directory", lambda trainer, path: False)
     with pytest.raises(StoreError, match=r"--run_dir: .* is not one directory that all processes see"):
         tiny_fit(tiny_model, tiny_sets, tmp_path / "run", **RUN)
     assert not (tmp_path / "run" / "adapters").exists()

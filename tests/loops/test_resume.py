@@ -80,6 +80,10 @@ def test_a_new_run_in_an_old_directory_leaves_none_of_its_results(tiny_model, ti
     run_dir = tmp_path / "run"
     tiny_fit(tiny_model, tiny_sets, run_dir, plan=["utility", "sft", "target"], loop={"epochs": 1})
     old = artifacts(run_dir)
+    # nor does a run that is refused touch them
+    with pytest.raises(ConfigError, match="utility"):
+        tiny_fit(tiny_model, tiny_sets, run_dir, plan=["degraded", "score", "select", "target"], loop={"rounds": 1})
+    assert artifacts(run_dir) == old
     capsys.readouterr()
     tiny_fit(tiny_model, tiny_sets, run_dir, plan=["target"], loop={"epochs": 1}, max_steps=2)
     # it was cut short before its target

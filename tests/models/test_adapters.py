@@ -184,8 +184,8 @@ def test_an_adapter_that_is_missing_in_a_folder_that_is_here_is_not_looked_for_o
     with pytest.raises(ModelError) as error:
         bank(tiny_model).load("utility", "adapters/utilty")
     assert str(error.value) == (
-        "adapters/utilty: no PEFT adapter to be had: no such directory (is it adapters/utility?); for the hub's, give"
-        " the directory that hf download adapters/utilty prints"
+        "adapters/utilty: no PEFT adapter to be had: no such directory (is it adapters/utility?); the hub's is"
+        " hf://adapters/utilty"
     )
 
 

@@ -30,6 +30,7 @@ from toss_lightning.models.base import (
     compute_dtype,
     load_base,
     load_tokenizer,
+    resolve,
     stored_digest,
 )
 from toss_lightning.models.divergence import base_divergence
@@ -170,13 +171,21 @@ def test_what_is_missing_in_a_folder_that_is_here_is_not_looked_for_on_the_hub(s
         with pytest.raises(ModelError) as error:
             load(Base("models/llama1b"))
         assert str(error.value) == (
-            "model.base.path: models/llama1b: no such directory (is it models/llama-1b?); for the hub's, give the"
-            " directory that hf download models/llama1b prints"
+            "model.base.path: models/llama1b: no such directory (is it models/llama-1b?); the hub's is"
+            " hf://models/llama1b"
         )
 
 
+def test_the_hub_is_asked_for_a_base_that_is_said_to_be_there(somewhere: None) -> None:
+    Path("models/llama-1b").mkdir(parents=True)
+    assert resolve(Base("hf://models/llama-8b")) == "models/llama-8b"
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2048\n"
-FETCH = "; a file may be damaged, or the pointer to one that git-lfs leaves: fetch it again"
+FETCH = (
+    "; a file may be damaged, or the pointer to one that git-lfs leaves: fetch it again; or code of the repository does"
+    " not fit these libraries"
+)
 
 
 def damaged(model: str, folder: Path, name: str, content: bytes) -> Base:

@@ -191,7 +191,7 @@ def _read_once(path: Path, reader: str, options: dict[str, Any]) -> datasets.Dat
     # load_dataset would tell the hub about every file that it reads, and wait where there is no network
     read = getattr(datasets.Dataset, f"from_{reader}")
     try:
-        with tempfile.TemporaryDirectory(prefix="toss_") as copy:
+        with tempfile.TemporaryDirectory(prefix="toss_", ignore_cleanup_errors=True) as copy:
             return read(glob.escape(str(path)), cache_dir=copy, keep_in_memory=True, **options)
     except (OSError, datasets.exceptions.DatasetGenerationError) as error:
         cause = error.__cause__ or error

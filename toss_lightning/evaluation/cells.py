@@ -8,8 +8,6 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 """Which way is better."""
 DASH = "–"
 """Nothing to say."""
-
-
 NARROW = 0.03
 """Shares whose interval is narrower than this have a decimal."""
 

@@ -152,18 +152,19 @@ def set_aside(directory: Path, after: Path | None) -> None:
     say(f"checkpoints of an earlier run ({len(stale)}) were moved to {aside}")
 
 
-def set_results_aside(run_dir: Path, kept: Collection[str] = ()) -> None:
+def set_results_aside(run_dir: Path, kept: Collection[Path] = ()) -> None:
     """Moves what an earlier run in the same directory came to, for this one may end before it has its own.
 
     References, scores and selections stay, which a plan may begin with.
 
     Args:
         run_dir: of both runs.
-        kept: adapters that are wanted all the same.
+        kept: directories of adapters that are wanted all the same.
     """
-    results = [run_dir / "adapters" / name for name in ("sft", "target") if name not in kept]
-    results += [run_dir / "summary.json", *(run_dir / "evaluation").glob("evaluation.*")]
-    moved = [path for path in results if path.exists()]
+    wanted = {path.resolve() for path in kept}
+    results = [run_dir / "adapters" / "sft", run_dir / "adapters" / "target", run_dir / "summary.json"]
+    results += sorted(path for path in (run_dir / "evaluation").glob("*") if path.is_file())
+    moved = [path for path in results if path.exists() and path.resolve() not in wanted]
     for path in moved:
         aside = run_dir / "earlier" / path.relative_to(run_dir)
         discard_directory(aside) if aside.is_dir() else aside.unlink(missing_ok=True)

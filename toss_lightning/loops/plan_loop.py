@@ -18,7 +18,6 @@ these changes):
 
 from typing import Any
 
-from lightning.fabric.utilities import is_shared_filesystem
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.loop import _Loop
 
@@ -27,6 +26,7 @@ from toss_lightning.identity import check_identity
 from toss_lightning.loops.plan import Stage
 from toss_lightning.loops.plan_state import PlanState
 from toss_lightning.progress import say
+from toss_lightning.ranks import share_directory
 
 
 class PlanLoop(PlanState):
@@ -72,10 +72,10 @@ class PlanLoop(PlanState):
             StoreError: they found different ones, or do not share the run directory.
         """
         strategy, ours = self.trainer.strategy, (self.trainer.global_step, self.cursor, self.entered_at)
-        if not is_shared_filesystem(strategy, self.run_dir):  # type: ignore[arg-type]
+        if not share_directory(self.trainer, self.run_dir):
             raise StoreError(
                 f"--run_dir: {self.run_dir.resolve()} is not one directory that all processes see: name one on a disk"
-                " that all nodes share, under the same path"
+                " that all nodes share"
             )
         if strategy.reduce_boolean_decision(ours != strategy.broadcast(ours), all=False):
             raise StoreError(

@@ -24,8 +24,10 @@ def check_trainer(trainer: Trainer) -> None:
     cut = "data.batch_size counts the rows of an optimizer step, and data.max_tokens cuts them into micro-batches"
     if trainer.accumulate_grad_batches != 1:
         raise ConfigError(f"trainer.accumulate_grad_batches: leave it at 1: {cut}")
+    if isinstance(trainer.strategy, SingleDeviceXLAStrategy | XLAStrategy):
+        raise ConfigError("trainer.strategy: 4-bit bases do not run on TPUs: use a GPU or a CPU")
     known = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
-    if not known or isinstance(trainer.strategy, DeepSpeedStrategy | SingleDeviceXLAStrategy | XLAStrategy):
+    if not known or isinstance(trainer.strategy, DeepSpeedStrategy):
         raise ConfigError(
             f"trainer.strategy: {type(trainer.strategy).__name__} would shard the base, which a 4-bit base does not"
             " survive: use auto or ddp, or for an unquantised base configs/trainer/fsdp2.yaml"

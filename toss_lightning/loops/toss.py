@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from toss_lightning.errors import ModelError
 from toss_lightning.evaluation import report_evaluation
+from toss_lightning.loops.checkpoints import set_results_aside
 from toss_lightning.loops.method import Method, scored_columns
 from toss_lightning.loops.plan import Action, Stage
 from toss_lightning.loops.toss_plan import TossPlan
@@ -31,6 +32,8 @@ class TossLoop(TossPlan):
         """Prints what is going to happen, and measures the base; a plan that only tests has nothing to measure."""
         if self._only_tests:
             return
+        if self.trainer.ckpt_path is None:
+            self._set_results_aside()
         weighted = any(isinstance(step, Stage) and step.weighted for step in self.plan.steps)
         if not self.summary.selection:
             self.summary.method = self.method.title(weighted, self.rounds)
@@ -51,6 +54,14 @@ class TossLoop(TossPlan):
         if self.watch is not None and any(step.name in self.watch.settings.stages for step in self.plan.steps):
             self.watch.begin(self.trainer, self.summary)
         self._stage_started = time.monotonic()
+
+    def _set_results_aside(self) -> None:
+        """Leaves of an earlier run in this directory only what this one begins with, or is to test beside its own."""
+        made = self.adapters_made(self.plan) or []
+        tested = self._evaluator.adapters(made) if self._evaluator is not None else {}
+        if self.trainer.is_global_zero:
+            set_results_aside(self.run_dir, {path for name, path in tested.items() if path and name not in made})
+        self.trainer.strategy.barrier("earlier results set aside")
 
     def _ask_again(self) -> None:
         """Repeats the step test of a run that is past it: other things may be asked now, and what was is on file."""

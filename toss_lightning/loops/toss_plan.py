@@ -13,7 +13,6 @@ from toss_lightning.errors import ConfigError, check_choice
 from toss_lightning.evaluation import Evaluation, Evaluator, SafetyProbe
 from toss_lightning.files import restore_directory, sweep
 from toss_lightning.identity import identify
-from toss_lightning.loops.checkpoints import set_results_aside
 from toss_lightning.loops.given import check_maker, check_scores, load_selection
 from toss_lightning.loops.method import Method
 from toss_lightning.loops.metrics import MetricsCsv
@@ -161,9 +160,6 @@ class TossPlan(PlanLoop):
             restore_directory(self.run_dir / "selection")
             for directory in (self.run_dir, self.run_dir / "adapters", self.run_dir / "promoted"):
                 sweep(directory)
-            if not self._only_tests and self.trainer.ckpt_path is None:
-                asked = self.evaluation.adapters if self.evaluation is not None else None
-                set_results_aside(self.run_dir, asked or ())
         self.trainer.strategy.barrier("directories restored")
         return plan
 

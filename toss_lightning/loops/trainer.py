@@ -1,7 +1,7 @@
 """A Trainer with what every run has: its directory, logs, checkpoints, one progress display, and the loop."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.files import cannot_write, make_writable
@@ -18,6 +17,7 @@ from toss_lightning.loops.checkpoints import PlanCheckpoint, find_checkpoint
 from toss_lightning.loops.metrics import MetricsCsv
 from toss_lightning.loops.progress import StageProgress
 from toss_lightning.loops.stopping import StopOnSignal
+from toss_lightning.ranks import on_first_rank
 
 LoopFactory = Callable[[Trainer], _FitLoop]
 
@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,
 }
 """Trainer arguments that the loop and the planned batches rely on, or that suit them."""
+BUSY = "wait for it, or choose another --run_dir"
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_epochs": ((-1,), "set loop.epochs: the plan counts the epochs of each stage"),
     "min_epochs": ((0,), "set loop.epochs: the plan counts the epochs of each stage"),
@@ -43,8 +44,20 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 """Trainer arguments that the loop relies on -> the values it works with, and what to do instead."""
 
 
+class OneAtATime(Callback):
+    """Has the first process hold the run directory for all, once they can hear of it where that is refused."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called by Lightning before anything is read."""
+        if isinstance(trainer, PlanTrainer) and stage == "fit":
+            on_first_rank(trainer, trainer.hold)
+
+
 class PlanTrainer(Trainer):
     """A Trainer that can also do the scoring part of a plan alone, or the selection."""
+
+    held: ExitStack
+    """What is let go when a run ends, however that is."""
 
     def fit(
         self,
@@ -70,9 +83,9 @@ class PlanTrainer(Trainer):
             StoreError: the run directory cannot be written, or another run is going on there.
         """
         self._make_run_dir()
-        with self._alone():
-            if ckpt_path is not None and "://" not in str(ckpt_path):
-                ckpt_path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir))
+        if ckpt_path is not None and "://" not in str(ckpt_path):
+            ckpt_path = find_checkpoint(str(ckpt_path), Path(self.default_root_dir))
+        with ExitStack() as self.held:
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def _make_run_dir(self) -> None:
@@ -82,13 +95,9 @@ class PlanTrainer(Trainer):
         except OSError as error:
             raise StoreError(cannot_write(Path(self.default_root_dir), error)) from error
 
-    def _alone(self) -> AbstractContextManager[None]:
-        """Keeps other runs out of the run directory, of which the processes of this one share the first one's lock."""
-        directory = Path(self.default_root_dir)
-        # a selection that finds no scores leaves no directory either
-        if rank_zero_only.rank or not directory.exists():  # type: ignore[attr-defined]
-            return nullcontext()
-        return locked(directory, "wait for it, or choose another --run_dir")
+    def hold(self) -> None:
+        """Keeps other runs out of the run directory until this one ends."""
+        self.held.enter_context(locked(Path(self.default_root_dir), BUSY))
 
     def score(
         self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | Path | None = None
@@ -131,7 +140,9 @@ class PlanTrainer(Trainer):
                 f" one elsewhere, with --run_dir and --loop.scores_from {self.default_root_dir}/scores"
             )
         loop: Any = self.fit_loop
-        with self._alone():
+        with ExitStack() as self.held:
+            if Path(self.default_root_dir).exists():  # else it may find no scores, and leaves no directory either
+                self.hold()
             loop.select()
 
 
@@ -168,7 +179,7 @@ def make_trainer(
         )
     if checkpoint_every < 1:
         raise ConfigError(f"checkpoint_every: {checkpoint_every}: give a number of at least 1")
-    callbacks = list(callbacks or [])
+    callbacks = [OneAtATime(), *(callbacks or [])]
     if settings.get("enable_progress_bar") is not False:
         callbacks.append(StageProgress())
     if settings.get("enable_checkpointing") is not False:

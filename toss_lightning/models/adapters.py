@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import PreTrainedModel
 
 from toss_lightning.errors import ModelError, check_settings
-from toss_lightning.files import may_be_hub_id, new_directory, no_such_directory
+from toss_lightning.files import HUB_MARK, may_be_hub_id, new_directory, no_such_directory
 from toss_lightning.models.base import base_fingerprint, reason
 
 SLOT, BASE = "slot", "base"
@@ -233,6 +233,7 @@ class AdapterBank:
             ModelError: nothing is there, or it was made for another base or has another shape.
         """
         self.check(path)
+        path = path.removeprefix(HUB_MARK)
         try:
             weights = load_peft_weights(path, device="cpu")
         except Exception as error:  # over damaged files safetensors and pickle raise errors of no common kind
@@ -259,8 +260,9 @@ class AdapterBank:
         Raises:
             ModelError: nothing is there, or it was made for another base or has another shape.
         """
-        if not Path(path).is_dir() and not may_be_hub_id(path):
+        if not path.startswith(HUB_MARK) and not Path(path).is_dir() and not may_be_hub_id(path):
             raise _not_to_be_had(path, no_such_directory(path))
+        path = path.removeprefix(HUB_MARK)
         try:
             config = PeftConfig.from_pretrained(path)
         except (OSError, ValueError, TypeError, KeyError) as error:

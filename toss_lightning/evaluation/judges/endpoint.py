@@ -94,6 +94,7 @@ class Endpoint(Backend):
         self._address = urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
         self._shown = f"{parts.scheme}://{parts.netloc}{path}"
         self._stopping = threading.Event()
+        self._vouching, self._vouched = threading.Lock(), False
         self._sleep: Callable[[float], object] = self._stopping.wait
         self._turns: _Turns | None = None
 
@@ -152,13 +153,14 @@ class Endpoint(Backend):
     def answer(self, chats: Sequence[list[Turn]]) -> list[str]:
         """One answer to each chat; empty where the model gave none, a note where the endpoint refuses this chat alone.
 
-        Whoever has run out of money is refused from some chat on. Where any chat is refused, a trivial one is asked
-        after the last, which tells whose fault it is.
+        Where a chat is refused, a trivial one is asked, which tells whose fault it is: at the first refusal, and behind
+        the last, for whoever runs out of money is refused from some chat on.
 
         Raises:
             ModelError: the endpoint refuses requests of any kind, or has failed once too often.
         """
         self._stopping.clear()
+        self._vouched = False
         with ThreadPoolExecutor(self._workers) as pool:
             asked = [pool.submit(self._ask, chat) for chat in chats]
             try:
@@ -170,14 +172,28 @@ class Endpoint(Backend):
                 pool.shutdown(cancel_futures=True)
                 raise
         replies = [one.result() for one in asked]
-        if any(isinstance(reply, Failure) for reply in replies):
-            trivial = self._ask(TRIVIAL)
-            if isinstance(trivial, Failure):
-                raise self._error(trivial, 1 + self._retries, 0.0)
+        if sum(isinstance(reply, Failure) for reply in replies) > 1:
+            self._vouch()
         return [f"(no answer: {reply.reason})" if isinstance(reply, Failure) else reply for reply in replies]
 
     def _ask(self, chat: list[Turn]) -> str | Failure:
-        """The answer, or why the endpoint will not give one to this chat."""
+        """The answer, or why the endpoint will not give one to this chat though it gives others."""
+        reply = self._request(chat)
+        if isinstance(reply, Failure):
+            with self._vouching:
+                if not self._vouched and not self._stopping.is_set():
+                    self._vouch()
+                    self._vouched = True
+        return reply
+
+    def _vouch(self) -> None:
+        """Makes sure that the endpoint answers a trivial chat."""
+        trivial = self._request(TRIVIAL)
+        if isinstance(trivial, Failure):
+            raise self._error(trivial, 1 + self._retries, 0.0)
+
+    def _request(self, chat: list[Turn]) -> str | Failure:
+        """The answer, or why there is none to this chat."""
         tries = 0
         while True:
             if self._turns is not None:
