@@ -4,7 +4,7 @@ import fcntl
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -42,8 +42,9 @@ def locked(directory: Path, busy: str) -> Iterator[None]:
                 f"{directory}: this file system has no locks ({error.strerror}): nothing keeps a second process from"
                 " working there at the same time"
             )
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()} on {platform.node()}".encode())
+        with suppress(OSError):  # a full disk keeps who it is from being said, and no lock from being held
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()} on {platform.node()}".encode())
         yield
     finally:
         os.close(handle)
