@@ -2,12 +2,14 @@
 
 import difflib
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -116,6 +118,20 @@ def sweep(directory: Path) -> None:
     """Removes what killed processes left half-written in ``directory``."""
     for path in directory.glob(".*.tmp"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def digest_of_file(name: str | Path) -> str:
+    """Identifies a file's content."""
+    path = Path(name).expanduser()
+    found = path.stat()
+    return _digest_of_version(path, found.st_mtime_ns, found.st_size)
+
+
+@cache
+def _digest_of_version(path: Path, modified: int, size: int) -> str:
+    """Of a large file taken once, as long as it is not written to."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
 
 
 def cache_directory() -> Path:

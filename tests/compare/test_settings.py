@@ -3,7 +3,7 @@
 import pytest
 from made_runs import made, write_comparison
 
-from toss_lightning.compare import settings
+from toss_lightning import files
 from toss_lightning.compare.settings import (
     DEFAULT_PLAN,
     differing,
@@ -77,7 +77,7 @@ def test_a_file_counts_with_its_content(tmp_path):
     for contents in (("1", "1"), ("2", "1"), ("2", "2")):
         rows.write_text(contents[0])
         asked.write_text(contents[1])
-        settings._digest_of_version.cache_clear()  # within one command a file is read once
+        files._digest_of_version.cache_clear()  # within one command a file is read once
         found.append(fingerprint(overlays, ["target", "test"], 1))
     first, second, third = found
     assert first["training"] != second["training"] == third["training"]
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_key(tmp_path, monkeypatch)
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", str(rows))
 
-    monkeypatch.setattr(settings, "_digest_of_version", refuse)
+    monkeypatch.setattr(files, "_digest_of_version", refuse)
     with pytest.raises(
         ConfigError, match=r"data.custom: .*rows.jsonl: cannot be read \(Permission denied\): give a file"
     ):
@@ -154,7 +154,7 @@ def test_a_setting_may_name_the_seed_of_its_run(tmp_path):
         assert f'--data.harmful=[{{"path": "{tmp_path}/rows-{seed}.jsonl"}}]' in arguments
 
     (tmp_path / "rows-2.jsonl").write_text("b")
-    settings._digest_of_version.cache_clear()
+    files._digest_of_version.cache_clear()
     again = made(path)[1]
     assert again["A", 1].made_from == runs["A", 1].made_from
     assert again["A", 2].made_from != runs["A", 2].made_from

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from toss_lightning.cli import ALONE
 from toss_lightning.compare.comparison import Comparison, MethodSpec
-from toss_lightning.compare.settings import Flat, digest_of_file, find_plan, fingerprint, flatten
+from toss_lightning.compare.settings import Flat, find_plan, fingerprint, flatten
 from toss_lightning.config_files import read_config
 from toss_lightning.errors import ConfigError
-from toss_lightning.files import write_json
+from toss_lightning.files import digest_of_file, write_json
 
 State = Literal["done", "test", "resume", "new", "stale"]
 SAYS: dict[State, str] = {

@@ -11,12 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from toss_lightning.errors import ConfigError
+from toss_lightning.files import digest_of_file
 
 DEFAULT_PLAN = ("utility", "degraded", "score", "select", "target")
 """The plan where no file names one; that of the loop."""
@@ -178,20 +178,6 @@ def _is_file(name: str) -> bool:
         if error.errno == errno.ENAMETOOLONG:
             return False
         raise
-
-
-def digest_of_file(name: str | Path) -> str:
-    """Identifies a file's content."""
-    path = Path(name).expanduser()
-    found = path.stat()
-    return _digest_of_version(path, found.st_mtime_ns, found.st_size)
-
-
-@cache
-def _digest_of_version(path: Path, modified: int, size: int) -> str:
-    """Of a large file taken once, as long as it is not written to."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
 
 
 def _digest(text: str) -> str:

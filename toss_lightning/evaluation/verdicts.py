@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from toss_lightning.errors import ModelError, StoreError
 from toss_lightning.evaluation.judges.base import Judge
 from toss_lightning.evaluation.judges.pairwise import Outcome, PairwiseJudge
 from toss_lightning.evaluation.records import Response, Verdict
-from toss_lightning.files import write_text
+from toss_lightning.files import digest_of_file, write_text
 from toss_lightning.identity import code_of, name_plugin, own, parts_of
 from toss_lightning.progress import progress_bar, say
 
@@ -184,12 +183,15 @@ def _origins(plugin: object) -> Iterator[str]:
 
 
 def _content_of(value: str | Path) -> str | None:
-    """The digest of the file that a setting names; None where it names none."""
+    """Identifies the content of the file that a setting names; None where it names none."""
     try:
-        path = Path(value).expanduser()
-        return sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        named = Path(value).expanduser().is_file()
     except (OSError, ValueError, RuntimeError):  # too long a text, or one that no path can be
         return None
+    try:
+        return digest_of_file(value) if named else None
+    except OSError as error:
+        raise ModelError(f"loop.evaluation.judges: {value}: cannot be read ({error.strerror})") from error
 
 
 def _parts(items: Mapping[str, Item], size: int) -> list[dict[str, Item]]:
