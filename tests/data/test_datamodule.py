@@ -186,6 +186,12 @@ def test_the_turns_that_are_trained_on(make: Make, two_replies: str, train_on: s
     assert said.replace("<|im_end|>", "<end>") == replies
 
 
+def test_the_other_sets_are_read_before_the_custom_one_which_may_be_large(make: Make) -> None:
+    assert [*make().sets] == ["custom", "utility", "harmful", "safety", "utility_val", "harmful_val"]
+    with pytest.raises(DataError, match=r"^missing\.jsonl: no such file"):
+        make(custom="slow.jsonl", safety="missing.jsonl")
+
+
 @pytest.mark.parametrize(("overlong", "lengths"), [("drop", []), ("truncate", [12])])
 def test_rows_that_are_longer_than_they_may_be(
     make: Make, two_replies: str, tmp_path: Path, overlong: str, lengths: list[int]
@@ -198,7 +204,7 @@ def test_rows_that_are_longer_than_they_may_be(
 
 def test_a_row_that_is_longer_than_it_may_be_stops_the_run_where_that_is_wanted(make: Make, two_replies: str) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:1: 17 tokens, but data\.max_length is 12"):
-        make(custom=two_replies, max_length=12, overlong="error")
+        make(custom=two_replies, utility=None, harmful=None, safety=None, max_length=12, overlong="error")
 
 
 def test_options_reach_the_template(make: Make, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from toss_lightning.data import rowset
 from toss_lightning.data.rowset import RowSet, load_rows, overlaps
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import DataError
@@ -48,6 +49,16 @@ SIZES = [(2, 3), (1, 9), (9, 2), (2, 4)]  # 8, 13, 14 and 9 tokens
 
 def lengths(rows: RowSet) -> dict[int, int]:
     return {row.row_id: len(row.input_ids) for row in rows.rows}
+
+
+# --- large sets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("show", "patience", "seen"), [(True, 0.0, True), (True, 60.0, False), (False, 0.0, False)])
+def test_a_bar_shows_how_far_a_set_is_that_takes_long(chat, tmp_path, monkeypatch, capsys, show, patience, seen):
+    monkeypatch.setattr(rowset, "PATIENCE", patience)
+    load_rows("custom", write(tmp_path / "rows.jsonl", SIZES), chat, max_length=14, show=show)
+    assert ("reading custom: 100%" in capsys.readouterr().err) == seen
 
 
 # --- long rows ----------------------------------------------------------------------------------------------------

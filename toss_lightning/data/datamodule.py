@@ -140,10 +140,11 @@ class TossDataModule(LightningDataModule):
                 ' and selections of today are refused: fix it, with data.template_options: {date_string: "26 Jul 2024"}'
                 " where the template knows that name, or with a data.chat_template of your own"
             )
-        sets = {}
-        for name, spec in self.specs.items():
-            if spec is not None:
-                sets[name] = load_rows(name, spec, chat, self.max_length, self.overlong, self.bad_rows)
+        wanted = {name: spec for name, spec in self.specs.items() if spec is not None}
+        how = (chat, self.max_length, self.overlong, self.bad_rows, self._fit.global_rank == 0)
+        # the custom set may take an hour, before which it should be known that the others can be read
+        read = {name: load_rows(name, wanted[name], *how) for name in sorted(wanted, key="custom".__eq__)}
+        sets = {name: read[name] for name in wanted}
         for held_out, name in HELD_OUT_OF.items():
             if name in sets and held_out not in sets and self.holdout and len(sets[name].rows) > 1:
                 sets[name], sets[held_out] = sets[name].split(self.holdout, held_out)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -10,14 +10,17 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from toss_lightning.data.formats import Conversation
 from toss_lightning.data.sources import SetLike, load_set
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import DataError
+from toss_lightning.progress import progress_bar
 
 Overlong = Literal["drop", "truncate", "error"]
 SAID = 3
 """Bad rows of a set of which it is told what is wrong with them."""
-
+PATIENCE = 5.0
+"""Seconds of tokenising before a person is shown how far it is."""
 
 NAMED = 5
 """Rows that a message names at most."""
@@ -103,6 +106,7 @@ def load_rows(
     max_length: int,
     overlong: Overlong = "drop",
     bad_rows: Literal["error", "drop"] = "error",
+    show: bool = False,
 ) -> RowSet:
     """Reads and tokenises a set.
 
@@ -113,6 +117,7 @@ def load_rows(
         max_length: tokens that a row may have.
         overlong: what a longer row does: ``drop`` it, ``truncate`` it, or ``error``.
         bad_rows: what a row that cannot be read does: ``drop`` it, or ``error``.
+        show: whether a bar shows how far a large set is.
 
     Raises:
         DataError: a row is bad or over-long and that is an error, or no row is left.
@@ -123,7 +128,7 @@ def load_rows(
     lost = {"overlong": 0, "truncated": 0, "without_response": 0}
     bad = [*loaded.bad]
     digest = hashlib.blake2b(digest_size=12)
-    for row_id, conversation in loaded.conversations.items():
+    for row_id, conversation in _counted(loaded.conversations, name, show):
         content = asdict(conversation)
         content.pop("where")
         digest.update(json.dumps([row_id, content], sort_keys=True).encode())
@@ -161,6 +166,13 @@ def load_rows(
         first = "; ".join(bad[:SAID])
         rank_zero_warn(f"data.{name}: bad rows are left out, {len(bad)} of {read}. What is wrong, first: {first}")
     return RowSet(name, rows, digest.hexdigest(), read, len(bad), **lost, texts=texts)
+
+
+def _counted(conversations: Mapping[int, Conversation], name: str, show: bool) -> Iterator[tuple[int, Conversation]]:
+    with progress_bar(f"reading {name}", len(conversations), "row", show, delay=PATIENCE) as bar:
+        for one in conversations.items():
+            yield one
+            bar.update()
 
 
 def name_rows(numbers: Collection[int], of: str) -> str:

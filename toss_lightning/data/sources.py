@@ -3,10 +3,9 @@
 import csv
 import errno
 import glob
-import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +15,7 @@ import datasets
 import pyarrow
 
 from toss_lightning.data.formats import Conversation, Format, detect_format, to_conversation
+from toss_lightning.data.json_rows import Table, read_json_rows
 from toss_lightning.errors import DataError, TossError
 from toss_lightning.files import HUB_ID, may_be_hub_id, nearest
 
@@ -58,8 +58,6 @@ class Source:
 
 SourceLike = str | Source
 SetLike = SourceLike | Sequence[SourceLike]
-RowCheck = Callable[[Mapping[str, Any], str], object]
-"""Row and ``file:row`` -> nothing of interest; raises where the row cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -102,28 +100,27 @@ def load_set(spec: SetLike, bad_rows: Literal["error", "drop"] = "error") -> Loa
     return Loaded(conversations, bad)
 
 
-def numbered_rows(source: Source, check: RowCheck) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def numbered_rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The rows of one source, each with the ``file:row`` that a message names it by.
 
     Args:
         source: where they are; its ``share`` has no meaning here.
-        check: refuses a row that cannot be read, for a file that is broken somewhere.
 
     Raises:
         DataError: the source is missing or broken.
     """
-    for number, row in _numbered(_slice(_read(source, check), source), source):
+    for number, row in _numbered(_slice(_read(source), source), source):
         yield f"{source.path}:{number}", row
 
 
-def _conversations(source: Source) -> datasets.Dataset:
-    table = _read(source, lambda row, where: to_conversation(row, source.format, where))
+def _conversations(source: Source) -> Table:
+    table = _read(source)
     if source.format == "auto":
         detect_format(table.column_names, source.path)
     return table
 
 
-def _read(source: Source, check: RowCheck) -> datasets.Dataset:
+def _read(source: Source) -> Table:
     """Opens a source as a table, its columns renamed. Errors name the file and, where it can be found, the line."""
     if source.path.startswith("sample:"):
         name = source.path.removeprefix("sample:")
@@ -131,11 +128,12 @@ def _read(source: Source, check: RowCheck) -> datasets.Dataset:
         if not path.exists():
             known = sorted(file.stem for file in SAMPLES.glob("*.jsonl"))
             raise DataError(f"{source.path}: no such bundled sample; there are {', '.join(known)}")
-        return _read(replace(source, path=str(path)), check)
+        return _read(replace(source, path=str(path)))
     path = Path(os.path.expanduser(source.path))  # pathlib raises where nobody has such a home
+    table: Table
     try:
         if path.suffix.lower() in READERS:
-            table = _read_file(path, source, check)
+            table = _read_file(path)
         elif path.is_dir():
             table = datasets.load_from_disk(str(path))
         elif path.is_file():
@@ -155,26 +153,26 @@ def _read(source: Source, check: RowCheck) -> datasets.Dataset:
         if source.split not in table:
             raise DataError(f"{source.path}: split: no {source.split!r}; there are {', '.join(table)}")
         table = table[source.split]
-    renamed = {old: new for new, old in (source.columns or {}).items()}
+    if not source.columns:
+        return table
+    renamed = {old: new for new, old in source.columns.items()}
     if missing := sorted(set(renamed) - set(table.column_names)):
         raise DataError(f"{source.path}: columns: names {missing}, but the data has {table.column_names}")
     table = table.remove_columns([new for new in renamed.values() if new in table.column_names and new not in renamed])
     return table.rename_columns(renamed)
 
 
-def _read_file(path: Path, source: Source, check: RowCheck) -> datasets.Dataset:
+def _read_file(path: Path) -> Table:
     if not path.exists():
         raise DataError(f"{path}: no such file{nearest(path)}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
     reader = READERS[path.suffix.lower()]
+    if reader == "json":
+        return read_json_rows(path)
     try:
-        options = _text_columns(path) if reader == "csv" else {}
-        table = _read_once(path, reader, options)
-        return _read_as_written(path) if reader == "json" and _has_times(table.features) else table
+        return _read_once(path, reader, _text_columns(path) if reader == "csv" else {})
     except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
-        if reader == "json":
-            _find_bad_line(path, source, check)
         raise DataError(f"{path}: cannot be read as {reader} ({_reason(error)})") from error
     except ValueError as error:
         if "corresponds to no data" in str(error):
@@ -224,57 +222,14 @@ def _text_columns(path: Path) -> dict[str, Any]:
     return {"features": datasets.Features(columns), "keep_default_na": False, "na_values": [""], "index_col": False}
 
 
-def _has_times(feature: Any) -> bool:
-    """Whether some value was taken for a date or a time, as pyarrow takes text that looks like one."""
-    if isinstance(feature, Mapping):
-        return any(map(_has_times, feature.values()))
-    if isinstance(feature, datasets.Value):
-        return feature.dtype.startswith(("timestamp", "date", "time"))
-    return hasattr(feature, "feature") and _has_times(feature.feature)
-
-
-def _read_as_written(path: Path) -> datasets.Dataset:
-    """A JSON file in which text is text."""
-    text = path.read_text(encoding="utf-8-sig")
-    rows = [row for _, row in (_parsed_array if text.lstrip().startswith("[") else _parsed_lines)(path, text)]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-
-
-def _find_bad_line(path: Path, source: Source, check: RowCheck) -> None:
-    """Reads a file that `datasets` refused once more, line by line, to raise an error that says where it is broken."""
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    renamed = {old: new for new, old in (source.columns or {}).items()}
-    for number, row in _parsed_array(path, text) if text.lstrip().startswith("[") else _parsed_lines(path, text):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: each row must be an object, not {type(row).__name__}")
-        check({renamed.get(key) or key: value for key, value in row.items()}, f"{path}:{number}")
-
-
-def _parsed_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    try:
-        yield from enumerate(json.loads(text), 1)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: broken JSON ({error.msg}): fix the file") from error
-
-
-def _parsed_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: broken JSON ({error.msg}): fix or remove the line") from error
-
-
-def _slice(table: datasets.Dataset, source: Source) -> datasets.Dataset:
+def _slice(table: Table, source: Source) -> Table:
     stop = len(table) if source.rows is None else source.skip + source.rows
     if not 0 <= source.skip < stop <= len(table):
         raise DataError(f"{source.path}: rows {source.skip} to {stop} asked for, but it has {len(table)}")
     return table.select(range(source.skip, stop))
 
 
-def _take_shares(sources: list[Source], tables: list[datasets.Dataset]) -> list[datasets.Dataset]:
+def _take_shares(sources: list[Source], tables: list[Table]) -> list[Table]:
     """Cuts the tables whose source names a share so that each makes up just that share of the whole set."""
     shares = {index: Fraction(str(source.share)) for index, source in enumerate(sources) if source.share is not None}
     if not shares:
@@ -294,7 +249,7 @@ def _take_shares(sources: list[Source], tables: list[datasets.Dataset]) -> list[
     return cut
 
 
-def _numbered(table: datasets.Dataset, source: Source) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _numbered(table: Table, source: Source) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Rows with the number a person finds them under: the first row of the file is 1."""
     yield from enumerate(table, source.skip + 1)
 

@@ -61,10 +61,7 @@ def load_prompts(name: str, spec: PromptSet) -> list[Prompt]:
                 f"loop.evaluation.prompts.{name}.{option}: {value!r} is none of its values: {', '.join(choices)}"
             )
     _check_source(spec, f"loop.evaluation.prompts.{name}")
-    prompts = [
-        _prompt(name, spec, where, number, row)
-        for number, (where, row) in enumerate(numbered_rows(spec, lambda row, where: _turns(row, where)))
-    ]
+    prompts = [_prompt(name, spec, where, number, row) for number, (where, row) in enumerate(numbered_rows(spec))]
     if repeated := len(prompts) - len({prompt.prompt_id for prompt in prompts}):
         raise DataError(f"{spec.path}: {repeated} ids stand there more than once: give each row its own, or none")
     return prompts
@@ -83,7 +80,7 @@ def load_pairs(spec: Source, key: str) -> list[Pair]:
     """
     _check_source(spec, key)
     pairs = []
-    for number, (where, row) in enumerate(numbered_rows(spec, lambda row, where: _turns(row, where))):
+    for number, (where, row) in enumerate(numbered_rows(spec)):
         messages, safe = _turns(row, where), row.get("safe_reply")
         is_reply = bool(messages) and messages[-1].role == "assistant" and bool(messages[-1].content.strip())
         if not is_reply or not isinstance(safe, str) or not safe.strip():
