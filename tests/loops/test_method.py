@@ -1,5 +1,6 @@
 """The plug-ins together: what is refused before training, and what is said to have changed next to nothing."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,19 @@ from tiny import some_pairs, write_rows
 from toss_lightning.errors import ConfigError, TrainingError
 from toss_lightning.gradients import SPF, Correction, DualSelect
 from toss_lightning.loops.method import Method
-from toss_lightning.loops.plan import TOSS_PLAN
+from toss_lightning.loops.plan import TOSS_PLAN, Given, make_plan
 from toss_lightning.models import Lora
 from toss_lightning.models.objective import Objective
-from toss_lightning.selection import Anchored, DrSft, GlobalTopFraction, Selection, Sot, TokenWeights, TossRows
+from toss_lightning.selection import (
+    Anchored,
+    ChainSelection,
+    DrSft,
+    GlobalTopFraction,
+    Selection,
+    Sot,
+    TokenWeights,
+    TossRows,
+)
 
 SETS = ("custom", "utility", "harmful", "safety")
 SOT_PLAN = ("score", "select", "target")
@@ -61,6 +71,35 @@ def test_a_run_is_refused_before_anything_is_trained(
     with pytest.raises(ConfigError, match=r"model.normalize: row divides each row"):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=SOT_PLAN, loop={"selection": Sot()}, module={"normalize": "row"})
     assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("selection", "plan", "told"),
+    [
+        (ChainSelection(), ["target"], "[utility, degraded, score, select, target]"),
+        (Sot(), ["sft", "target"], "[score, select, target]"),
+        (Anchored(GlobalTopFraction()), ["target"], "[utility, degraded, score, select, target]"),
+        (GlobalTopFraction(), ["target"], None),
+        (ChainSelection(), ["sft"], None),
+        (ChainSelection(), [*TOSS_PLAN], None),
+    ],
+)
+def test_a_selection_that_the_plan_of_another_methods_file_leaves_out_is_told(
+    selection: Selection, plan: list[str], told: str | None
+) -> None:
+    steps = make_plan(plan, 1, 1, Given(SETS))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Method(selection).warn_of_unused(steps)
+    names = ", ".join(plan)
+    assert [str(one.message) for one in caught] == (
+        [
+            f"loop.selection: {type(selection).__name__} is not used, for loop.plan ({names}) has no step select: the"
+            f" target learns from every token alike. To train with it: --loop.plan '{told}'"
+        ]
+        if told
+        else []
+    )
 
 
 @pytest.mark.parametrize(

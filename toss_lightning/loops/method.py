@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
+from lightning.pytorch.utilities import rank_zero_warn
 
 from toss_lightning.data.mixtures import Mixture
 from toss_lightning.errors import ConfigError, TrainingError
 from toss_lightning.gradients import Correction
+from toss_lightning.loops.plan import Plan, Stage
 from toss_lightning.methods import TITLES
 from toss_lightning.models import Lora
 from toss_lightning.models.objective import Normalize, Objective, check_normalize
@@ -104,6 +106,17 @@ class Method:
             raise ConfigError(
                 f"{part}: needs adapters that lie whole on each device, which trainer.strategy"
                 f" {type(strategy).__name__} does not leave: use ddp"
+            )
+
+    def warn_of_unused(self, plan: Plan) -> None:
+        """Warns of a selection that the target is not trained with, as where another method's file names the plan."""
+        plain = any(isinstance(step, Stage) and step.adapter == "target" and not step.weighted for step in plan.steps)
+        if plain and type(self.selection) is not GlobalTopFraction:  # which every plan has by default
+            whole = ", ".join([*self.needs, "score", "select", "target"])
+            rank_zero_warn(
+                f"loop.selection: {type(self.selection).__name__} is not used, for loop.plan ({', '.join(plan.names)})"
+                " has no step select: the target learns from every token alike. To train with it: --loop.plan"
+                f" '[{whole}]'"
             )
 
     @staticmethod

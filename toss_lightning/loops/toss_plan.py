@@ -151,6 +151,7 @@ class TossPlan(PlanLoop):
             self._evaluator = self._new_evaluator()
             self._evaluator.adapters(self.adapters_made(plan))
         if not self._only_tests:
+            method.warn_of_unused(plan)
             if self.watch is not None:
                 self.watch.prepare(self.trainer, self.datamodule.chat, self.datamodule.max_tokens, self.written)
             self._check_given()
