@@ -9,7 +9,9 @@ from rows import count_rows
 from tables import (
     BENIGN,
     CLOSED,
+    CLOSED_IN,
     KEPT,
+    MARGIN,
     MASKED,
     REFUSAL,
     SHOWN,
@@ -38,6 +40,11 @@ from toss_lightning.selection import TokenWeights
 HELD_OUT = "TOSS-Chain, held out"
 SELECTIONS = ("TOSS", "TOSS-Chain", "TOSS-Chain, automatic", HELD_OUT, "sample-level TOSS")
 """Methods of which it is told which tokens they mask."""
+SHORT = (
+    *("plain SFT", "clean rows only", "Random", "TOSS", "TOSS-Pro", "TOSS-Chain, automatic", "TOSS-Chain + anchor"),
+    *("DR-SFT", "SOT", "SafeInstr", "SafeGrad", "TOSS-Chain + SafeInstr"),
+)
+"""Methods that a reader in a hurry is shown; the whole page has all of them."""
 
 
 def page(work: Path, command: str, setup: Sequence[str]) -> str:
@@ -66,17 +73,18 @@ def short_page(work: Path, command: str, setup: Sequence[str]) -> str:
     measures = {one["name"]: one for one in content["measures"]}
     shown = [measures[name] for name in (REFUSAL, BENIGN, TASK)]
     lines = []
-    for name in [content["base"], *content["methods"]]:
+    for name in [content["base"], *(one for one in SHORT if one in content["methods"])]:
         cells = [cell(content, one, name) for one in shown]
-        cells += [part(measures[REFUSAL]["gap_closed"]["methods"].get(name)), part(kept(content, name))]
-        lines.append([called(content, name), *cells])
-    header = ["", *(SHOWN[one["name"]] for one in shown), "gap closed", "utility kept"]
+        cells += [part(measures[key]["gap_closed"]["methods"].get(name)) for key in (REFUSAL, MARGIN)]
+        lines.append([called(content, name), *cells, part(kept(content, name))])
+    header = ["", *(SHOWN[one["name"]] for one in shown), *CLOSED_IN, "utility kept"]
     title = ["# Safe and useful, in short", "", *markdown_table(header, lines), ""]
     baseline, oracle = content["baseline"], content["oracle"]
     how = [
         f"{spread(content)} A refusal",
         "is a phrase among the first words, which is for screening; whether replies are harmful was not judged.",
-        f"Gap closed: in refusals, from {baseline} (0 %) to {oracle} (100 %), which learns without the harmful rows.",
+        f"Gap closed: from {baseline} (0 %) to {oracle} (100 %), which learns without the harmful rows; in refusals,",
+        "and in the margin by which a safe reply is likelier than a harmful one.",
         f"Utility kept: the gain in task loss over the base, as a share of that of {oracle}.",
         star(content),
     ]

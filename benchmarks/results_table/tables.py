@@ -25,6 +25,8 @@ SETS = {"beavertails": "BeaverTails", "advbench": "AdvBench", "harmbench": "Harm
 """Prompt sets as their makers call them."""
 PRICE = "task loss − plain SFT's"
 """What :func:`price` is headed by."""
+CLOSED_IN = ("gap closed: refusals", "gap closed: margin")
+"""What the shares of the way from the baseline to the oracle are headed by."""
 MASKED = "Masked: response tokens of weight 0."
 CLOSED, KEPT = 0.9, 0.98
 """The goal: share of the oracle's gap in refusals, and of its gain in task loss."""
@@ -71,7 +73,7 @@ def table(content: Content, directory: Path) -> list[str]:
     """Every method: its measures, the shares of the gap that it closes, the utility it keeps, and what it masks."""
     measures = measures_of(content)
     header = ["", *(SHOWN[name] for name in measures)]
-    header += ["gap closed: refusals", "gap closed: margin", "utility kept", "masked", "of harmful tokens"]
+    header += [*CLOSED_IN, "utility kept", "masked", "of harmful tokens"]
     lines = []
     for name in [content["base"], *content["methods"]]:
         cells = [cell(content, one, name) for one in measures.values()]
