@@ -263,7 +263,7 @@ METHODS = (
         sets=("safety",),
         cost="8 safety rows per step, twice forward",
         source="arXiv 2508.07172",
-        fidelity="as published",
+        fidelity="as published; plain steps below rounding",
     ),
     Listed(
         config="methods/dualselect",
