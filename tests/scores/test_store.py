@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from toss_lightning.scores import ScoreWriter, TokenScores
 FINGERPRINTS = {"base": "b", "dataset": "d", "precision": "p"}
 CHUNKS = [[4, 0], [3, 1], [2]]
 """Which rows stand in which chunk; the order is not that of the custom set, as with batches of equal lengths."""
+FILES = ["rows.arrow", "loss_utility/00000.arrow"]
 
 
 def facts(row_id: int) -> dict[str, Any]:
@@ -64,6 +66,14 @@ def make_store(path: Path, columns: Sequence[str] = ("utility", "degraded"), rou
     return path
 
 
+def write_batches(file: Path, *tables: pa.Table) -> None:
+    """A stream of several record batches, as Arrow itself cuts what one cannot hold."""
+    file.unlink()  # who has mapped the old one keeps it
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, tables[0].schema) as stream:
+        for table in tables:
+            stream.write_table(table)
+
+
 def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
@@ -88,6 +98,56 @@ def test_score_is_utility_minus_degraded_loss_with_weights(tmp_path: Path) -> No
     np.testing.assert_allclose(scores.score()[1:3], [0.6, 1.6], rtol=1e-6)
     np.testing.assert_allclose(scores.score(2.0, 0.5)[1:3], [1.95, 3.95], rtol=1e-6)
     np.testing.assert_array_equal(scores.combine({"loss_degraded": 3.0}), np.float32(3) * scores.flat("loss_degraded"))
+
+
+def test_a_sum_of_columns_is_that_of_numpy_to_the_bit_and_takes_little_memory(tmp_path: Path) -> None:
+    writer, generator = ScoreWriter(tmp_path / "scores", FINGERPRINTS), np.random.default_rng(0)
+    writer.begin([{**facts(0), "response_positions": np.arange(10**6), "end_of_turn": np.zeros(10**6, dtype=bool)}])
+    for column in ("base", "utility", "degraded"):
+        writer.begin_column(column, "a", "plan")
+        writer.append(column, 0, {0: generator.exponential(size=10**6).astype(np.float32)})
+        writer.end_column(column)
+    scores = TokenScores(tmp_path / "scores")
+    weights = {"loss_utility": 1.0, "loss_degraded": -1.0, "loss_base": 0.3}
+    columns = [np.float32(weight) * scores.flat(name) for name, weight in weights.items()]
+    tracemalloc.start()
+    found = scores.combine(weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.sum([np.zeros_like(found), *columns], 0))
+    assert found.dtype == np.float32
+    assert peak < 3 * found.nbytes
+
+
+def test_losses_that_all_readers_share_cannot_be_written_to(tmp_path: Path) -> None:
+    scores = TokenScores(make_store(tmp_path / "scores"))
+    with pytest.raises(ValueError, match="read-only"):
+        scores.flat("loss_utility")[0] = 1.0
+
+
+def test_what_nobody_asks_for_stays_on_disk(tmp_path: Path) -> None:
+    many = np.arange(10**6, dtype=np.int32)
+    row = {**facts(0), "input_ids": many, "response_positions": many, "end_of_turn": many < 0}
+    ScoreWriter(tmp_path / "scores", FINGERPRINTS).begin([row])
+    before = pa.total_allocated_bytes()
+    scores = TokenScores(tmp_path / "scores")
+    assert pa.total_allocated_bytes() - before < 10**5
+    assert scores.values("input_ids")[0] == many.tolist()
+
+
+def test_rows_of_any_order_and_in_any_number_of_batches(tmp_path: Path) -> None:
+    """Where the offsets of one list array would not hold all tokens, Arrow makes several."""
+    path = make_store(tmp_path / "scores")
+    wanted = TokenScores(path).flat("loss_utility")
+    rows, chunk = (pa.ipc.open_stream((path / name).read_bytes()).read_all() for name in FILES)
+    for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]):
+        write_batches(path / FILES[0], rows.take(order[:2]), rows.take(order[2:]))
+        write_batches(path / FILES[1], chunk[:1], chunk[:0], chunk[1:])
+        scores = TokenScores(path)
+        assert scores.row_ids.tolist() == [0, 1, 2, 3, 4]
+        assert scores.offsets.tolist() == [0, 1, 3, 6, 10, 15]
+        assert np.flatnonzero(scores.flat("end_of_turn")).tolist() == [0, 2, 5, 9, 14]
+        np.testing.assert_array_equal(scores.flat("loss_utility"), wanted)
 
 
 def test_a_column_of_weight_0_may_hold_anything(tmp_path: Path) -> None:
@@ -168,6 +228,20 @@ def test_a_feature_comes_back_as_it_was_filed(tmp_path: Path, kind: str) -> None
         assert found.shape == ((5, 4) if kind == "embedding" else (5,))
         np.testing.assert_array_equal(found, np.float32(values))
         np.testing.assert_array_equal(of_harmful, np.float32(values[:2]))
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_a_feature_comes_back_from_any_number_of_batches(tmp_path: Path, kind: str) -> None:
+    """Where the offsets of one array of strings, or of vectors, would not hold all of them, Arrow makes several."""
+    path = make_store(tmp_path / "scores")
+    ScoreWriter(path, FINGERPRINTS).write_feature(kind, "custom", range(5), FEATURES[kind], "one thing")
+    whole = TokenScores(path).feature(kind)
+    file = path / f"feature_{kind}" / "custom.arrow"
+    table = pa.ipc.open_stream(file.read_bytes()).read_all()
+    write_batches(file, table[:2], table[2:])
+    found = TokenScores(path).feature(kind)
+    assert type(found) is type(whole)
+    np.testing.assert_array_equal(found, whole)
 
 
 @pytest.mark.parametrize("kind", FEATURES)

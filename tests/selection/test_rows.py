@@ -137,6 +137,13 @@ def test_the_report_says_which_rows_and_how_many_tokens_went(scores: TokenScores
     assert RandomRows(0.4, seed=3).select(scores).report["seed"] == 3
 
 
+def test_rows_of_many_labels_are_counted_under_the_names_of_the_other_tables(tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "scores", [[1.0]] * 60, labels=[f"{row:02}" for row in range(60)])
+    report = keep_rows(scores, np.zeros(60, dtype=bool)).report
+    assert report["rows_left_out_per_label"].keys() == report["masked_share_per_label"].keys()
+    assert report["rows_left_out_per_label"]["(10 more)"] == 10
+
+
 def test_kept_rows_may_count_differently(scores: TokenScores) -> None:
     kept = np.array([True, False, True, True, True])
     weights = keep_rows(scores, kept, np.array([0.5, 9.0, 2.0, 1.0, 1.0])).weights

@@ -22,6 +22,7 @@ from toss_lightning.selection import (
     row_weights,
     token_weights,
 )
+from toss_lightning.selection.base import NAMES
 
 MADE_FROM = {"tokenizer": "t", "template": "c", "dataset": "d", "tokens": "x"}
 
@@ -97,6 +98,38 @@ def test_a_file_without_weights_is_named(tmp_path: Path) -> None:
             file.write_table(table)
     with pytest.raises(StoreError, match=r"weights.arrow: no column weight: run the select stage again"):
         TokenWeights.load(tmp_path / "selection")
+
+
+def written(path: Path, *weights: pa.ChunkedArray | pa.Array) -> TokenWeights:
+    """A file of another program, a record batch for each of ``weights``, read back."""
+    count = sum(map(len, weights))
+    weights_of(*([1.0] for _ in range(count))).save(path)
+    schema = pa.schema([("row_id", pa.int64()), ("ids_hash", pa.string()), ("weight", weights[0].type)])
+    with pa.OSFile(str(path / "weights.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as file:
+        first = 0
+        for batch in weights:
+            rows = range(first, first := first + len(batch))
+            file.write_batch(pa.record_batch([pa.array(rows), [f"hash {row}" for row in rows], batch], schema=schema))
+    return TokenWeights.load(path)
+
+
+@pytest.mark.parametrize("of", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.int8())], ids=str)
+def test_weights_of_another_program_in_its_own_types_and_batches(tmp_path: Path, of: pa.DataType) -> None:
+    batches = [pa.array(rows, of) for rows in ([[7], [1, 0]], [], [[0, 2, 0], [], [3]])]
+    again = written(tmp_path / "selection", batches[0][1:], *batches[1:])
+    assert plain(again.weights) == {0: [1, 0], 1: [0, 2, 0], 2: [], 3: [3]}
+    for values in again.weights.values():
+        assert values.dtype == np.float32
+        assert values.flags.writeable, "torch warns of arrays that are not"
+        assert values.base is None, "a row holds no other rows in memory"
+
+
+def test_a_row_for_which_another_program_has_no_weights(tmp_path: Path) -> None:
+    again = written(tmp_path / "selection", pa.array([[1.0], None, [0.5, None]], pa.list_(pa.float32())))
+    with pytest.raises(StoreError, match="row 1: 0 values of weight for 2 response tokens: give one for each"):
+        again.check(again.hashes, tmp_path, tokens={0: 1, 1: 2, 2: 2})
+    with pytest.raises(StoreError, match="row 2: a weight is not a finite number: give one for each token"):
+        again.check(again.hashes, tmp_path)
 
 
 def test_what_differs_is_named_where_it_is_known(tmp_path: Path) -> None:
@@ -205,6 +238,31 @@ def test_flat_weights_anchors_and_columns_are_cut_into_rows_and_counted(tmp_path
     counts = {"tokens": 5, "masked": 3, "kept": 2, "rows": 2, "rows_fully_masked": 1, "anchored": 2, "flavour": "mine"}
     assert counts.items() <= chosen.report.items()
     assert chosen.report["masked_share_per_label"]["a"]["share_of_its_tokens_masked"] == pytest.approx(1 / 3)
+
+
+def test_labels_and_sources_beyond_the_commonest_are_counted_together(tmp_path: Path) -> None:
+    """As where each row's source is the address that it came from: the report goes into every checkpoint."""
+    others = [f"of row {row}" for row in range(NAMES + 9)]
+    labels = ["harmful", "(12 more)", *others, "common", "common"]
+    scores = make_scores(tmp_path / "scores", [[1.0], [1.0] * 9, *([[1.0] * 2] * (len(labels) - 2))], labels=labels)
+    weights = np.ones(int(scores.offsets[-1]))
+    weights[:20] = 0
+    found = token_weights(scores, weights).report["masked_share_per_label"]
+    assert len(found) == NAMES + 1
+    # what is harmful is named however few tokens it has, and nothing can be mistaken for the others
+    assert found["harmful"]["masked"] == 1
+    assert found["common"]["tokens"] == 4
+    assert found["(12 more)"]["tokens"] == 9 + 2 * 11
+    assert sum(one["tokens"] for one in found.values()) == len(weights)
+    assert sum(one["masked"] for one in found.values()) == 20
+    assert sum(one["share_of_masked_tokens"] for one in found.values()) == pytest.approx(1)
+    assert set(token_weights(scores, weights).report["masked_share_per_source"]) == {"made"}
+
+
+def test_so_many_labels_are_each_counted_by_themselves(tmp_path: Path) -> None:
+    labels = [f"{row:02}" for row in range(NAMES)]
+    scores = make_scores(tmp_path / "scores", [[1.0]] * NAMES, labels=labels)
+    assert list(token_weights(scores, np.ones(NAMES)).report["masked_share_per_label"]) == labels
 
 
 def test_an_anchor_of_0_everywhere_is_none(tmp_path: Path) -> None:

@@ -46,6 +46,18 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return content
 
 
+def lists_of(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """The lists of a column, each an array that must not be written to.
+
+    Each chunk by itself: the offsets of a list have 32 bits, which all tokens of a large set together would overflow.
+    """
+    rows: list[np.ndarray] = []
+    for chunk in column.chunks:
+        ends = np.cumsum(pc.list_value_length(chunk).fill_null(0).to_numpy(), dtype=np.int64)
+        rows += np.split(chunk.flatten().to_numpy(False), ends)[:-1]
+    return rows
+
+
 class TokenScores:
     """A store, read back in the order of the custom set.
 
@@ -70,7 +82,10 @@ class TokenScores:
             raise StoreError(f"{path}: no token scores here: run the reference and score stages first")
         self.fingerprints: dict[str, str] = manifest["fingerprints"]
         self.round: int = manifest["round"] if round is None else round
-        self._table = self._read(path / ROWS).sort_by("row_id")
+        # what nobody asks for stays on disk: sorting would read the whole file
+        self._table = self._read(path / ROWS)
+        if (np.diff(self._table["row_id"].to_numpy()) < 0).any():
+            self._table = self._table.sort_by("row_id")
         self.row_ids: np.ndarray = self._table["row_id"].to_numpy()
         lengths = pc.list_value_length(self._table["response_positions"]).to_numpy()
         self.offsets: np.ndarray = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -101,7 +116,7 @@ class TokenScores:
         """All values of a per-token column, rows one after the other; ``[tokens]``."""
         if column.startswith("loss_"):
             return self._loss(f"loss_{degraded_column(self.round)}" if column == "loss_degraded" else column)
-        values: np.ndarray = self._table[column].combine_chunks().flatten().to_numpy(False)
+        values: np.ndarray = pc.list_flatten(self._table[column]).to_numpy()
         return values
 
     def values(self, column: str) -> list[Any]:
@@ -126,12 +141,12 @@ class TokenScores:
         table = self._read(file)
         if set == "custom" and not np.array_equal(table["row_id"].to_numpy(), self.row_ids):
             raise StoreError(f"{file}: not of the rows that it should be: delete it and score again")
-        values = table["value"].combine_chunks()
+        values = table["value"]
         if pa.types.is_string(values.type):
             return values.to_pylist()
         if pa.types.is_list(values.type):
-            return values.flatten().to_numpy(False).reshape(len(values), -1)
-        return values.to_numpy(False)
+            return pc.list_flatten(values).to_numpy().reshape(len(values), -1)
+        return values.to_numpy()
 
     def rows_of_feature(self, kind: str, set: str) -> str:
         """Identifies the rows that a feature is of, as ``RowSet.tokens_digest`` does."""
@@ -196,8 +211,9 @@ class TokenScores:
             StoreError: a sum is not a number, or infinite.
         """
         columns = {name: self.flat(name) for name, weight in weights.items() if weight}
-        zeros = np.zeros(int(self.offsets[-1]), dtype=np.float32)
-        score: np.ndarray = np.sum([zeros, *(np.float32(weights[name]) * columns[name] for name in columns)], 0)
+        score = np.zeros(int(self.offsets[-1]), dtype=np.float32)
+        for name, values in columns.items():
+            score += np.float32(weights[name]) * values
         if wrong := int((~np.isfinite(score)).sum()):
             lost = {name: int((~np.isfinite(values)).sum()) for name, values in columns.items()}
             told = ", ".join(f"{count} of {name}" for name, count in lost.items() if count)
@@ -234,12 +250,16 @@ class TokenScores:
             chunks = [self._read(file) for file in sorted((self.path / name).glob("*.arrow"))]
             if not chunks:
                 raise StoreError(f"{self.path}: no column {name} here: score with this reference first")
-            table = pa.concat_tables(chunks).sort_by("row_id")
-            values = table["loss"].combine_chunks()
-            same_rows = np.array_equal(table["row_id"].to_numpy(), self.row_ids)
-            if not same_rows or not np.array_equal(values.value_lengths().to_numpy(), np.diff(self.offsets)):
+            table = pa.concat_tables(chunks)
+            row_ids, rows = table["row_id"].to_numpy(), lists_of(table["loss"])
+            order = np.argsort(row_ids, kind="stable")
+            same_rows = np.array_equal(row_ids[order], self.row_ids)
+            rows = [rows[at] for at in order.tolist()]
+            if not same_rows or not np.array_equal([len(row) for row in rows], np.diff(self.offsets)):
                 raise StoreError(f"{self.path / name}: not the rows that it should hold: delete it and score again")
-            self._losses[name] = values.flatten().to_numpy(False)
+            values = np.concatenate(rows)
+            values.flags.writeable = False  # whoever asks is given this very array
+            self._losses[name] = values
         return self._losses[name]
 
     def _read(self, file: Path) -> pa.Table:

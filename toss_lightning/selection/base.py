@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from toss_lightning.errors import StoreError
 from toss_lightning.files import new_directory
-from toss_lightning.scores.store import TokenScores
+from toss_lightning.scores.store import TokenScores, lists_of
 
 WEIGHTS_FILE, REPORT_FILE = "weights.arrow", "selection.json"
+NAMES = 50
+"""How many labels, or sources, a report counts one by one: it goes into every checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +82,7 @@ class TokenWeights:
         row_ids = table["row_id"].to_pylist()
         per_token = {
             name: {
-                row_id: np.array(values.as_py(), dtype=np.float32)
-                for row_id, values in zip(row_ids, table[name], strict=True)
+                row_id: values.astype(np.float32) for row_id, values in zip(row_ids, lists_of(table[name]), strict=True)
             }
             for name in table.column_names
             if name not in ("row_id", "ids_hash", "left_out")
@@ -240,8 +241,8 @@ def token_weights(
         "rows_fully_masked": sum(bool(row.all()) for row in rows),
         "round": scores.round,
         **facts,
-        "masked_share_per_source": _shares(scores.values("source"), rows),
-        "masked_share_per_label": _shares(scores.values("label"), rows),
+        "masked_share_per_source": _shares(names_of(scores, "source"), rows),
+        "masked_share_per_label": _shares(names_of(scores, "label"), rows),
     }
     if anchor is not None:
         report["anchored"] = int(np.count_nonzero(anchor))
@@ -254,6 +255,29 @@ def token_weights(
         _rows(scores, anchor) if anchor is not None and anchor.any() else {},
         {name: _rows(scores, values) for name, values in (columns or {}).items()},
     )
+
+
+def names_of(scores: TokenScores, column: str) -> list[str | None]:
+    """The label or source of each row, for a report.
+
+    Beyond the :data:`NAMES` with the most tokens, all are called ``(N more)``, which says how many they are.
+
+    Args:
+        scores: the store.
+        column: ``label`` or ``source``.
+    """
+    names: list[str | None] = scores.values(column)
+    tokens: Counter[str] = Counter()
+    for name, count in zip(names, np.diff(scores.offsets).tolist(), strict=True):
+        if name is not None:
+            tokens[name] += count
+    if len(tokens) <= NAMES:
+        return names
+    others = f"({len(tokens) - NAMES} more)"
+    # what is called like the others is one of them; summaries speak of what is labelled harmful, however little it is
+    ranked = sorted(tokens, key=lambda name: (name == others, name != "harmful", -tokens[name], name))
+    counted = {None, *ranked[:NAMES]}
+    return [name if name in counted else others for name in names]
 
 
 def _rows(scores: TokenScores, flat: np.ndarray) -> dict[int, np.ndarray]:

@@ -9,7 +9,7 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.seeds import global_seed
-from toss_lightning.selection.base import Selection, TokenWeights, row_weights
+from toss_lightning.selection.base import Selection, TokenWeights, names_of, row_weights
 from toss_lightning.selection.checks import (
     SAME_REFERENCES,
     check_discard,
@@ -116,7 +116,7 @@ def keep_rows(scores: TokenScores, kept: np.ndarray, weights: np.ndarray | None 
         **facts: what else the report should say.
     """
     of_rows = kept.astype(np.float32) if weights is None else np.where(kept, weights, 0.0)
-    labels = zip(scores.values("label"), kept.tolist(), strict=True)
+    labels = zip(names_of(scores, "label"), kept.tolist(), strict=True)
     left_out = Counter(label for label, is_kept in labels if label is not None and not is_kept)
     counts = {"rows_kept": int(kept.sum()), "rows_left_out_per_label": dict(sorted(left_out.items()))}
     return row_weights(scores, of_rows, **counts, **facts)
