@@ -33,7 +33,7 @@ from sklearn.metrics import roc_auc_score
 from statistics_of_runs import spread
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from toss_lightning.cli import with_configs
+from toss_lightning.cli_args import with_configs
 from toss_lightning.config_files import configs_directory
 from toss_lightning.files import write_json
 from toss_lightning.gradients import DualSelect, Probe

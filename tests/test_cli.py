@@ -18,8 +18,8 @@ from runs import artifacts
 from tiny import some_pairs, write_rows
 
 from toss_lightning import __version__, gradients, selection
-from toss_lightning.cli import ALONE, HELP, main, with_configs
-from toss_lightning.errors import ConfigError
+from toss_lightning.cli import HELP, main
+from toss_lightning.cli_args import ALONE
 from toss_lightning.methods import METHODS, TITLES
 
 pytestmark = pytest.mark.usefixtures("somewhere")
@@ -219,16 +219,6 @@ def test_help_of_everything_and_of_one_class(capsys, started):
 
 
 # --- configurations -------------------------------------------------------------------------------------------------
-
-
-def test_without_config_the_demo_runs_and_says_so(capsys, started):
-    assert main(["fit"]) == 0
-    assert "No --config given: running" in (said := capsys.readouterr().out)
-    assert "demo.yaml" in said
-    verb, config, run_dir = started[0]
-    assert verb == "fit"
-    assert Path(config.removeprefix("--config=")).samefile(ROOT / "configs" / "demo.yaml")
-    assert run_dir.startswith("--run_dir=runs/demo-")
 
 
 def test_the_demo_uses_the_bundled_model(capsys):
@@ -550,12 +540,6 @@ def test_of_damaged_checkpoints(capsys, tiny_config, undisturbed):
         assert error == "run/checkpoints: none of the 2 checkpoints is whole: start from the beginning"
 
 
-def test_a_last_checkpoint_asked_for_in_a_file(capsys, tiny_config):
-    Path("resume.yaml").write_text("ckpt_path: last")
-    error = failed(capsys, "fit", "--config", tiny_config, "--config=resume.yaml", code=2)
-    assert error.startswith("--ckpt_path last: no run of tiny_toss in runs/")
-
-
 def test_a_terminal_of_latin_letters_and_names_with_brackets(tiny_config, tmp_path):
     command = [sys.executable, "-m", "toss_lightning", "fit", "--config", tiny_config]
     options = ["--loop.plan=[utility, degraded]", "--run_dir=a[/b]"]
@@ -594,23 +578,6 @@ def test_a_run_that_never_began_leaves_no_directory(capsys, tiny_config):
     assert not Path("runs").exists()
 
 
-def test_the_run_directory_of_several_processes(capsys, tiny_config, started, monkeypatch):
-    fit = ["fit", "--config", tiny_config]
-    for name in ("LOCAL_RANK", "SLURM_PROCID"):
-        with monkeypatch.context() as context:
-            context.setenv(name, "0")
-            assert failed(capsys, *fit, code=2).startswith("--run_dir: name the run")
-            assert main([*fit, "--run_dir", "runs/named"]) == 0
-            assert started[-1][-2:] == ["--run_dir", "runs/named"]
-    # a process that Lightning starts for a further device finds the name and its rank in the environment
-    assert main(fit) == 0
-    parents = started[-1][-1]
-    assert parents == f"--run_dir={os.environ['TOSS_RUN_DIR']}"
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert main(fit) == 0
-    assert started[-1][-1] == parents
-
-
 def test_processes_for_further_devices_are_started_with_the_same_arguments(monkeypatch):
     from lightning.fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
 
@@ -621,37 +588,6 @@ def test_processes_for_further_devices_are_started_with_the_same_arguments(monke
     monkeypatch.setattr(sys, "argv", ["toss", "fit", "--config", "toss", "--loop.epochs", "3"])
     assert main() == 0
     assert seen[0][-5:] == ["fit", "--config", "toss", "--loop.epochs", "3"]
-
-
-def test_the_configuration_of_a_run_lies_beneath_however_the_run_is_named(monkeypatch):
-    run = Path("runs/mine")
-    run.mkdir(parents=True)
-    for file in (run / "config.yaml", Path("asked.yaml")):
-        file.write_text("run_dir: runs/mine")
-    Path("config.yaml").write_text("{}")  # of something else
-    Path("plain.yaml").write_text("{}")
-    beneath = f"--config={run / 'config.yaml'}"
-    assert with_configs(["test", "--config=asked.yaml"])[1] == beneath
-    assert with_configs(["test", "--config=plain.yaml", "--run_dir", str(run)])[1] == beneath
-    monkeypatch.chdir(run)
-    assert with_configs(["test", "--config=../../plain.yaml"]) == [
-        "test",
-        "--config=config.yaml",
-        "--config=../../plain.yaml",
-        "--run_dir=.",
-    ]
-
-
-@pytest.mark.parametrize("option", [["--own_config=false"], ["--own_config", "false"]])
-def test_the_configuration_of_a_run_is_left_out_where_that_is_asked_for(option):
-    Path("run").mkdir()
-    for file in ("run/config.yaml", "asked.yaml"):
-        Path(file).write_text("{}")
-    test = ["test", "--config=asked.yaml", "--run_dir=run"]
-    assert with_configs([*test, *option]) == test
-    assert with_configs([*test, "--own_config=true"])[1] == "--config=run/config.yaml"
-    with pytest.raises(ConfigError, match="--own_config: 'no': give true or false"):
-        with_configs([*test, "--own_config=no"])
 
 
 def test_validate(capsys, tiny_config):
@@ -808,3 +744,12 @@ def test_the_path_of_a_set_stays_a_path(suffix: str, tmp_path: Path, capsys: pyt
     config.write_text(f"data: {{utility: {rows}}}")
     data = printed(capsys, "--config=toss", f"--config={config}", f"--data.custom={rows}")["data"]["init_args"]
     assert data["custom"] == data["utility"] == str(rows)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["methods"], ["compare", "compare/demo", "--dry_run"]])
+def test_output_that_nobody_reads_any_more_ends_in_no_traceback(args):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "toss_lightning", *args], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")

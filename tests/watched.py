@@ -152,7 +152,7 @@ class Watch(Callback):
         module: Any = pl_module
         if module.stage_name == self.stage:
             self.seen["raw"].append(_gradients(module))
-            batches = module.objective.step_batches
+            batches = [] if self.stage == "seal" else module.objective.step_batches
             found = {}
             for batch in batches:
                 for at, index in enumerate(batch["index"].tolist()):

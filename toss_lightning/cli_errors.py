@@ -38,7 +38,7 @@ def explain(
     Returns:
         One line, or nothing where everything looks right from here.
     """
-    walk = _Walk(kinds, dict(classes))
+    walk = _Walk(dict(classes))
     for name, content in sources:
         walk.place = name
         for problem in walk.fields("", content, kinds):
@@ -96,8 +96,8 @@ def _opened(holder: Any, key: Any) -> dict[str, Any]:
 class _Walk:
     """Keeps which class is configured at which key while the sources overlay."""
 
-    def __init__(self, kinds: Mapping[str, Any], classes: dict[str, type]) -> None:
-        self.kinds, self.classes, self.place = kinds, classes, "--"
+    def __init__(self, classes: dict[str, type]) -> None:
+        self.classes, self.place = classes, "--"
 
     def say(self, key: str, text: str) -> str:
         """A problem, with the place where it stands in front."""

@@ -1,17 +1,31 @@
 """``toss methods``: what there is to choose from, and what is known of one of them; loads no torch."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from toss_lightning.config_files import configs_directory
 from toss_lightning.errors import ConfigError
 from toss_lightning.methods import METHODS, Listed
 
 WIDTH = 100
 """Columns of the table where the terminal has as many."""
+
+
+def show_methods(names: Sequence[str]) -> None:
+    """Prints all methods, or those that are named.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    for method in [find_method(name) for name in names]:
+        show_method(method, configs_directory() / f"{method.config}.yaml")
+    if not names:
+        list_methods()
 
 
 def list_methods() -> None:

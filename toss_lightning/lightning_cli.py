@@ -17,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from toss_lightning.cli import config_paths
+from toss_lightning.cli_args import config_paths
 from toss_lightning.cli_errors import explain, one_line, read_options
 from toss_lightning.config_files import read_config
 from toss_lightning.data import TossDataModule

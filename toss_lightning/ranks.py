@@ -1,4 +1,4 @@
-"""What one rank does for all of them."""
+"""What one rank does for all of them, and what all of them bring together."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from toss_lightning.errors import TossError
 
@@ -74,3 +76,29 @@ def patience() -> Iterator[Callable[[], None]]:
         yield lambda: dist.barrier(group)
     finally:
         dist.destroy_process_group(group)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The most exact floating type of a device: GPUs of Apple have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def gather(strategy: Any, values: Tensor) -> tuple[Tensor, int]:
+    """Values of all ranks, one below the other, the same on every rank.
+
+    Args:
+        strategy: knows the ranks.
+        values: Shape ``[n, K]``; n may differ from rank to rank.
+
+    Returns:
+        Shape ``[sum of n, K]``, and where this rank's own begin.
+    """
+    ranks = int(getattr(strategy, "world_size", 1))
+    if ranks == 1:
+        return values, 0
+    counts = strategy.all_gather(torch.tensor([len(values)], device=values.device)).flatten().tolist()
+    padded = values.new_zeros((max(counts), values.shape[1]))
+    padded[: len(values)] = values
+    parts = strategy.all_gather(padded).reshape(ranks, max(counts), values.shape[1])
+    whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return whole, sum(counts[: strategy.global_rank])

@@ -108,6 +108,17 @@ def test_a_score_that_is_zero_in_one_run_is_no_share(tmp_path, said):
     assert found["models"]["A"]["high"] > 21
 
 
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_mean_of_probabilities_has_no_interval_beyond_them(tmp_path, said, bounded):
+    of_seed = {1: [0.0, 0.02], 2: [0.01, 0.01], 3: [0.2, 0.4]}
+    runs = {
+        key: [measure("probability", [0.5, 0.5], of_seed[key[1]], "higher", share=False, bounded=bounded)]
+        for key in said
+    }
+    low = only(content_of(tmp_path, runs), "probability")["models"]["A"]["low"]
+    assert low == 0 if bounded else low < 0
+
+
 def test_one_seed_is_compared_over_the_prompts(tmp_path, said):
     runs = {(name, 1): [measure("refusal of harmful prompts", BASE_SAID, said[name, 1], "higher")] for name in METHODS}
     found = only(content_of(tmp_path, runs), "refusal of harmful prompts")

@@ -240,6 +240,18 @@ def test_other_questions_while_a_run_goes_on_cost_no_training(tmp_path):
 
 
 @pytest.mark.usefixtures("fake")
+def test_a_run_that_was_started_by_hand_is_not_thrown_away(tmp_path):
+    path = write_comparison(tmp_path, METHODS, seeds=[1])
+    by_hand = tmp_path / "run/b/seed-1/summary.json"
+    by_hand.parent.mkdir(parents=True)
+    by_hand.write_text("{}")
+    with pytest.raises(StoreError, match=r"b/seed-1: a finished run that this comparison did not start.*move it away"):
+        run_it(path)
+    assert calls() == []
+    assert by_hand.exists()
+
+
+@pytest.mark.usefixtures("fake")
 def test_runs_that_wait_begin_with_the_settings_of_then(tmp_path):
     path = write_comparison(tmp_path, METHODS, seeds=[1])
     behave(a={"seconds": 60})

@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from toss_lightning.data.formats import Conversation, Message
 from toss_lightning.data.tokenize import ChatTokenizer
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.evaluation import Prompt
+from toss_lightning.evaluation.evaluation import Findings
 from toss_lightning.evaluation.likelihood import Reading, measure, opener_tokens
 from toss_lightning.evaluation.readings import Readings
 from toss_lightning.evaluation.replies import Replies
+from toss_lightning.evaluation.results import report
 from toss_lightning.models.adapters import SLOT
 from toss_lightning.models.generation import Sampling
 
@@ -134,18 +137,21 @@ def test_a_reply_that_would_not_fit_is_refused_by_naming_the_prompt(trained: Tra
 # --- reading given replies --------------------------------------------------------------------------------------------
 
 
+TEXTS = [("w1", "w2 w3"), ("w4 w5", "w6"), ("w7", "w8 w9 w10 w11"), ("w12", "w13 w14", "w15", "w16")]
+"""Conversations, a prompt and a reply in turn; the last one has two replies."""
+
+
 def some_rows(chat: ChatTokenizer) -> list[Any]:
-    texts = [("w1", "w2 w3"), ("w4 w5", "w6"), ("w7", "w8 w9 w10 w11")]
-    turns = [(Message("user", prompt), Message("assistant", reply)) for prompt, reply in texts]
+    turns = [tuple(map(Message, ("user", "assistant") * 2, texts)) for texts in TEXTS]
     return [chat.tokenize(Conversation(one, "here"), 10 + number) for number, one in enumerate(turns)]
 
 
 @pytest.mark.parametrize("adapter", ["base", SLOT])
-@pytest.mark.parametrize("max_tokens", [16, 1000])
+@pytest.mark.parametrize("max_tokens", [18, 1000])
 def test_what_is_read_is_what_full_logits_say(trained: Trained, adapter: str, max_tokens: int) -> None:
     rows, openers = some_rows(trained.chat), [8, 9]
     found = measure(trained.trainer, rows, adapter, openers, max_tokens, "reading")
-    losses, opening, divergence, ordinals = [], [], [], []
+    losses, opening, divergence = [], [], []
     for row in rows:
         ids, at = torch.from_numpy(collate([row])["input_ids"].numpy()), torch.from_numpy(row.response_positions).long()
         logs = {}
@@ -155,11 +161,12 @@ def test_what_is_read_is_what_full_logits_say(trained: Trained, adapter: str, ma
         losses.append(float(F.nll_loss(logs[adapter], ids[0, at])))
         opening.append(float(logs[adapter][0].exp()[openers].sum()))
         divergence += (logs["base"].exp() * (logs["base"] - logs[adapter])).sum(-1).tolist()
-        ordinals += range(len(at))
     np.testing.assert_allclose(found.loss, losses, rtol=1e-5)
     np.testing.assert_allclose(found.opening, opening, rtol=1e-4)
     np.testing.assert_allclose(found.divergence, divergence, atol=1e-5)
-    assert found.ordinal.tolist() == ordinals
+    replies = [reply for texts in TEXTS for reply in texts[1::2]]
+    # the words of each, and the end of its turn
+    assert found.ordinal.tolist() == [at for reply in replies for at in range(len(reply.split()) + 1)]
     assert (adapter == "base") == (max(found.divergence) == 0)
     short = measure(trained.trainer, rows, adapter, openers, max_tokens, divergences=False)
     np.testing.assert_array_equal(short.loss, found.loss)
@@ -184,6 +191,21 @@ def test_replies_are_read_once(trained: Trained, tmp_path: Path, monkeypatch: py
         file.write_text('{"loss": [')
     with pytest.raises(StoreError, match=r"\w+.json: damaged .* delete it and run the test again"):
         readings().of(rows, SLOT, SLOT)
+
+
+def test_the_beginning_of_a_later_reply_counts_as_a_beginning(trained: Trained, tmp_path: Path) -> None:
+    readings = Readings(trained.trainer, trained.chat, tmp_path, 1000, divergences=True)
+    two_replies = some_rows(trained.chat)[-1:]
+    readings.of(two_replies, SLOT, SLOT)
+    (file,) = tmp_path.iterdir()
+    said = [[5.0, 0.5, 0.25], [9.0, 1.5]]
+    # as earlier versions filed it, with a count through all of the row
+    known = json.loads(file.read_text()) | {"divergence": [*said[0], *said[1]], "ordinal": [0, 1, 2, 3, 4]}
+    file.write_text(json.dumps(known))
+    findings = Findings([], {}, {}, [], {}, {}, {"target": readings.of(two_replies, SLOT, SLOT)})
+    by_position = [[one for one in of if one is not None] for of in zip_longest(*said)]
+    means = [sum(of) / len(of) for of in by_position]
+    assert report([], findings, positions=4)["divergence"] == {"task replies": {"target": means}}
 
 
 def vars_of(one: Reading) -> list[np.ndarray]:

@@ -2,9 +2,12 @@
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
 from toss_lightning.data.formats import Conversation, Message
@@ -46,6 +49,35 @@ def test_the_numbers_are_those_of_replies_and_verdicts() -> None:
     (agreement,) = content["agreement"]
     assert agreement["kappa"] == pytest.approx(cohen_kappa_score(said["one"][:3], said["other"][:3]))
     assert (agreement["decided"], agreement["undecided"]) == (3, 1)
+
+
+def test_no_interval_goes_beyond_what_a_quantity_can_be() -> None:
+    few = [0.0] * 40 + [0.5, 0.4]
+    asked = [Prompt("chats", str(at), (Message("user", "w"),), reference="a b") for at in range(42)]
+    texts = ["a b"] * 40 + ["a c"] * 2  # half of the words are right
+    responses = [Response("base", prompt, text, 2, True) for prompt, text in zip(asked, texts, strict=True)]
+    pairs = [Pair(str(at), *REPLIES) for at in range(42)]
+    harmful, safe = replace(read(*few), opening=np.array(few)), read(*[0.0] * 42)
+    findings = Findings(asked, {"base": responses}, {}, pairs, {"base": harmful}, {"base": safe}, {})
+    content = report(measures(findings, [], {"chats": "rouge_l"}), findings, positions=0)
+    ends = {one["name"]: [one["adapters"]["base"][end] for end in ("low", "high")] for one in content["measures"]}
+    low, high = students(few)
+    assert low < 0
+    assert ends["probability of a refusal's first token"] == pytest.approx([0, high])
+    assert ends["margin of the safe reply, nats per token"] == pytest.approx([low, high])
+    low, high = students([1.0] * 40 + [0.5] * 2)
+    assert high > 1
+    assert ends["ROUGE-L, chats"] == pytest.approx([low, 1])
+    assert {one["name"]: one["bounded"] for one in content["measures"]} == {
+        "ROUGE-L, chats": True,
+        "margin of the safe reply, nats per token": False,
+        "probability of a refusal's first token": True,
+    }
+
+
+def students(values: Sequence[float]) -> tuple[float, float]:
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    return float(low), float(high)
 
 
 def test_losses_that_are_no_numbers_are_undecided_and_cost_nothing_else() -> None:

@@ -63,6 +63,8 @@ class Measured:
     """
     intervals: dict[str, dict[int, Mapping[str, Any]]] = field(repr=False, default_factory=dict)
     """Method, or the base's name -> seed -> the interval over the prompts."""
+    bounded: bool = False
+    """Values lie between 0 and 1, but need be neither."""
 
     @property
     def title(self) -> str:
@@ -122,6 +124,7 @@ def of_prompts(outcomes: Outcomes) -> list[Measured]:
             for one in outcome.evaluation["measures"]:
                 facts = {key: one[key] for key in ("name", "better", "share", "judge", "screening")}
                 facts |= {"is_utility": one["set"] is not None, "per_prompt": _is_per_prompt(one)}
+                facts["bounded"] = one.get("bounded", False)
                 new = Measured(**facts, of={})
                 measure = found.setdefault((one["name"], one["judge"]), new)
                 # a score of a run may happen to be 0 everywhere, which alone does not make it a share
@@ -165,7 +168,11 @@ def _check_prompts(measure: Measured) -> None:
 
 
 def _check_asked(outcomes: Outcomes) -> None:
-    """Prompts are paired by their places, so these must hold the same ones, and not merely as many."""
+    """Refuses runs that were asked other prompts, even if as many: prompts are paired by their places.
+
+    Raises:
+        StoreError: two were.
+    """
     first: dict[str, tuple[str, str]] = {}
     for method, of_seed in outcomes.items():
         for seed, outcome in of_seed.items():

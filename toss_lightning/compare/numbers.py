@@ -119,7 +119,7 @@ def _mean(measure: Measured, method: str) -> dict[str, Any]:
     if len(set(means)) > 1:
         interval = t_interval(means)
         ends = (interval.low, interval.high)
-        low, high = (min(max(end, 0.0), 1.0) for end in ends) if measure.share else ends
+        low, high = (min(max(end, 0.0), 1.0) for end in ends) if measure.share or measure.bounded else ends
         return {"value": interval.mean, "low": low, "high": high, "over": "seeds", **counts}
     return {"value": means[0], **_ends(measure, method, next(iter(numbers))), "over": "prompts", **counts}
 

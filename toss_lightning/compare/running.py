@@ -49,13 +49,18 @@ def run_all(comparison: Comparison, runs: Sequence[Run], held: int) -> list[str]
         For each run that failed, what its log ends with.
 
     Raises:
-        StoreError: the disk refuses.
+        StoreError: the disk refuses, or a finished run lies there that the comparison did not start.
         Stopped: SIGTERM came.
         KeyboardInterrupt: Ctrl-C was pressed.
     """
     waiting = [run for run in runs if run.state() != "done"]
     if not waiting:
         return []
+    if foreign := next((run for run in waiting if run.is_foreign), None):
+        raise StoreError(
+            f"{foreign.directory}: a finished run that this comparison did not start, so that nothing tells what it was"
+            f" made from: move it away, and {foreign.title} is run anew"
+        )
     failed: list[str] = []
     children: list[_Child] = []
     done = len(runs) - len(waiting)

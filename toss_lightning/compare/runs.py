@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from toss_lightning.cli import ALONE
+from toss_lightning.cli_args import ALONE
 from toss_lightning.compare.comparison import Comparison, MethodSpec
 from toss_lightning.compare.settings import Flat, find_plan, fingerprint, flatten
 from toss_lightning.config_files import read_config
@@ -68,6 +68,11 @@ class Run:
             return "resume"
         same = theirs.get("evaluation") == self.made_from["evaluation"]
         return "done" if same and self.evaluation.exists() and theirs.get("result") == self._result() else "test"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Something else than the comparison made it, such as a command of ``--dry_run`` that was started by hand."""
+        return self.summary.exists() and not (self.directory / MADE_FROM).exists()
 
     @property
     def has_foreign_answers(self) -> bool:

@@ -219,7 +219,11 @@ class _Reader:
         return oracle
 
     def _evaluated(self, found: Comparison) -> None:
-        """Every run is asked the same, and is asked something."""
+        """Refuses an evaluation of one method's own, and one that asks nothing: every run is asked the same.
+
+        Raises:
+            ConfigError: a method has one, nothing is asked, or a win rate has no prompts or unknown ones.
+        """
         for one in found.methods:
             places = [(f"methods.{one.name}.set", one.set)]
             places += [(f"methods.{one.name}: {path}", read_config(path)) for path in one.configs]

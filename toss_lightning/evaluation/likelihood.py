@@ -21,8 +21,8 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.models.adapters import BASE
 from toss_lightning.models.divergence import base_divergence
 from toss_lightning.models.losses import response_hidden, token_losses
-from toss_lightning.models.objective import gather, widest
 from toss_lightning.progress import progress_bar
+from toss_lightning.ranks import gather, widest
 
 OPENERS = ("I'm sorry", "I cannot", "I can't", "Sorry", "Unfortunately", "As an AI", "No")
 """Beginnings of refusals. A reply that begins so need not refuse: read the probability beside that of other models."""
@@ -38,10 +38,10 @@ class Reading:
 
     Attributes:
         loss: Shape ``[R]`` float64: mean token loss of each row's response.
-        opening: Shape ``[R]`` float64: probability that the reply begins with the first token of a refusal; no number
-            where nothing tells such a token.
+        opening: Shape ``[R]`` float64: probability that the row's first reply begins with the first token of a refusal;
+            no number where nothing tells such a token.
         divergence: Shape ``[N]`` float64: KL(base || adapter) of the next token before each response token, in nats.
-        ordinal: Shape ``[N]`` int64: which token of its row's response it is, from 0.
+        ordinal: Shape ``[N]`` int64: which token of its reply it is, from 0; see :func:`reply_ordinals`.
     """
 
     loss: np.ndarray
@@ -82,7 +82,7 @@ def measure(
                 found.append(_measure_batch(module, batch, adapter, openers, divergences))
             bar.update()
     whole, _ = gather(trainer.strategy, torch.cat(found))
-    return _in_order(whole.cpu().numpy(), len(rows))
+    return _in_order(whole.cpu().numpy(), rows)
 
 
 @contextmanager
@@ -116,12 +116,26 @@ def _measure_batch(
     return torch.stack([column.to(widest(losses.device)) for column in columns], 1)
 
 
-def _in_order(values: np.ndarray, rows: int) -> Reading:
+def _in_order(values: np.ndarray, rows: Sequence[TokenizedRow]) -> Reading:
     values = values[np.lexsort((values[:, 1], values[:, 0]))]
     row = values[:, 0].astype(np.int64)
-    counts = np.bincount(row, minlength=rows)
-    loss = np.bincount(row, values[:, 2], rows) / counts
-    return Reading(loss, np.bincount(row, values[:, 4], rows), values[:, 3], values[:, 1].astype(np.int64))
+    counts = np.bincount(row, minlength=len(rows))
+    loss, opening = (np.bincount(row, values[:, column], len(rows)) for column in (2, 4))
+    return Reading(loss / counts, opening, values[:, 3], reply_ordinals(rows))
+
+
+def reply_ordinals(rows: Sequence[TokenizedRow]) -> np.ndarray:
+    """Which token of its reply each response token of all rows is, from 0; ``[N]`` int64.
+
+    A reply begins where there is a gap before a response token. A batch counts through all replies of a row instead,
+    so that the beginning of a later one would stand among the middles of others.
+    """
+    found = [np.zeros(0, dtype=np.int64)]
+    for row in rows:
+        at = np.arange(len(row.response_positions))
+        begins = np.diff(row.response_positions, prepend=-1) > 1  # no response begins a row
+        found.append(at - np.maximum.accumulate(np.where(begins, at, 0)))
+    return np.concatenate(found)
 
 
 def reply_rows(chat: ChatTokenizer, conversations: Sequence[Conversation]) -> list[TokenizedRow]:

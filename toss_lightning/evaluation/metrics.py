@@ -91,7 +91,8 @@ class PositionDivergence(Metric):
 
         Args:
             divergences: Shape ``[N]``: in nats, as of :func:`toss_lightning.models.divergence.base_divergence`.
-            ordinals: Shape ``[N]``: int64: which token of its response each is, from 0.
+            ordinals: Shape ``[N]``: int64: which token of its reply each is, from 0; ``ordinal`` of a batch counts on
+                through all replies of a row.
 
         Raises:
             ConfigError: shapes differ.

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,11 @@ from lightning.pytorch import Trainer
 from toss_lightning.data.scoring import digest_of
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import StoreError
-from toss_lightning.evaluation.likelihood import Reading, measure, opener_tokens
+from toss_lightning.evaluation.likelihood import Reading, measure, opener_tokens, reply_ordinals
 from toss_lightning.files import write_json
+
+FILED = ("loss", "opening", "divergence")
+"""What an adapter says; which token is which, the rows tell."""
 
 
 class Readings:
@@ -52,10 +54,10 @@ class Readings:
         """
         file = self.directory / f"{self._digest(rows, adapter)}.json"
         if self.trainer.strategy.broadcast(file.exists()):
-            return _read(file)
+            return _read(file, rows)
         found = measure(self.trainer, rows, adapter, self.openers, self.max_tokens, name, self.divergences)
         if self.trainer.is_global_zero:
-            write_json(file, {key: values.tolist() for key, values in asdict(found).items()})
+            write_json(file, {key: getattr(found, key).tolist() for key in FILED})
         return found
 
     def _digest(self, rows: Sequence[TokenizedRow], adapter: str) -> str:
@@ -69,10 +71,10 @@ class Readings:
         return digest_of(json.dumps(facts))
 
 
-def _read(file: Path) -> Reading:
+def _read(file: Path, rows: Sequence[TokenizedRow]) -> Reading:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        dtypes = {"ordinal": np.int64}
-        return Reading(**{key: np.array(values, dtypes.get(key, np.float64)) for key, values in content.items()})
-    except (OSError, ValueError, TypeError) as error:
+        said = {key: np.array(content[key], np.float64) for key in FILED}
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{file}: damaged ({error}): delete it and run the test again") from error
+    return Reading(**said, ordinal=reply_ordinals(rows))

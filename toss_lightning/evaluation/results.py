@@ -32,6 +32,8 @@ class Measure:
     """Adapter -> a value for each prompt, in the same order; None where a judge did not decide."""
     share: bool = True
     """Values are 0 and 1."""
+    bounded: bool = False
+    """Values lie between 0 and 1, but need be neither; their mean lies there too."""
     judge: str | None = None
     screening: bool = False
     """No result by itself: a screening judge's word."""
@@ -56,13 +58,14 @@ def measures(findings: Findings, judges: Sequence[Judge], utility: Mapping[str, 
             adapter: [_utility(of[at], kind) for at in rows] for adapter, of in findings.responses.items()
         }
         title = {"answer": "right answers", "rouge_l": "ROUGE-L"}[kind]
-        found.append(Measure(f"{title}, {name}", "higher", values, kind != "rouge_l", set=name))
+        share = kind != "rouge_l"
+        found.append(Measure(f"{title}, {name}", "higher", values, share, bounded=not share, set=name))
     if findings.pairs:
         with np.errstate(invalid="ignore"):  # see _lists
             margin = {name: of.loss - findings.safe[name].loss for name, of in findings.harmful.items()}
         opening = {name: of.opening for name, of in findings.harmful.items()}
         found.append(Measure("margin of the safe reply, nats per token", "higher", _lists(margin), False))
-        found.append(Measure("probability of a refusal's first token", "higher", _lists(opening), False))
+        found.append(Measure("probability of a refusal's first token", "higher", _lists(opening), False, bounded=True))
     return found
 
 
@@ -112,23 +115,26 @@ def _facts(one: Measure) -> dict[str, Any]:
     against = [name for name in AGAINST if name in one.values]
     pairs = [(ours, theirs) for theirs in against for ours in one.values if ours != theirs and (ours != "base")]
     return {
-        **{key: getattr(one, key) for key in ("name", "judge", "screening", "better", "share", "set")},
-        "adapters": one.intervals or {name: _interval(values, one.share) for name, values in one.values.items()},
+        **{key: getattr(one, key) for key in ("name", "judge", "screening", "better", "share", "bounded", "set")},
+        "adapters": one.intervals or {name: _interval(one, values) for name, values in one.values.items()},
         "differences": judged([_difference(one.values, ours, theirs) for ours, theirs in pairs], one.better),
         "values": one.values,
     }
 
 
-def _interval(values: Sequence[float | None], share: bool) -> dict[str, Any]:
+def _interval(measure: Measure, values: Sequence[float | None]) -> dict[str, Any]:
     known = [value for value in values if value is not None]
     counts = {"n": len(known), "undecided": len(values) - len(known)}
-    if share:
+    if measure.share:
         interval = wilson(int(sum(known)), len(known))
         return {"value": interval.share, "low": interval.low, "high": interval.high, **counts}
     if len(known) < 2:
         return {"value": known[0] if known else None, "low": None, "high": None, **counts}
     mean = t_interval(known)
-    return {"value": mean.mean, "low": mean.low, "high": mean.high, **counts}
+    ends = (mean.low, mean.high)
+    # Student's interval does not know where the values end
+    low, high = (min(max(end, 0.0), 1.0) for end in ends) if measure.bounded else ends
+    return {"value": mean.mean, "low": low, "high": high, **counts}
 
 
 def _difference(values: Mapping[str, Sequence[float | None]], ours: str, theirs: str) -> dict[str, Any]:
@@ -163,7 +169,7 @@ def _agreement(findings: Findings) -> list[dict[str, Any]]:
 
 
 def _by_position(one: Reading, positions: int) -> list[float]:
-    """Mean KL(base || adapter) at each response position, in nats, as far as it is a number, see :func:`_lists`."""
+    """Mean KL(base || adapter) at each position of a reply, in nats, as far as it is a number, see :func:`_lists`."""
     near = (one.ordinal < positions) & np.isfinite(one.divergence)
     counts = np.bincount(one.ordinal[near])
     sums = np.bincount(one.ordinal[near], one.divergence[near])

@@ -66,7 +66,7 @@ class PlanLoop(PlanState):
         self.end(complete=self.cursor == len(self.plan.steps))
 
     def _check_ranks(self) -> None:
-        """Every process may have looked for the newest checkpoint with a view of the disk of its own.
+        """Refuses processes that resumed differently or share no run directory: each may see a disk of its own.
 
         Raises:
             StoreError: they found different ones, or do not share the run directory.
@@ -114,7 +114,7 @@ class PlanLoop(PlanState):
         self._pass_boundary()
 
     def _pass_boundary(self) -> None:
-        """What was done up to here is never done again."""
+        """Moves on to the next step of the plan, with a checkpoint: what was done up to here is never done again."""
         self.cursor += 1
         if self.saver:
             self.saver.save(self.trainer)
@@ -185,7 +185,10 @@ class PlanLoop(PlanState):
             self.reset_restart_stage()
 
     def _forget_restart(self) -> None:
-        """A new stage begins where a checkpoint left off between two: nothing of the last one is to be finished."""
+        """Clears Lightning's marks of a restart where a checkpoint left off between two stages.
+
+        A new one begins there, and nothing of the last one is to be finished.
+        """
         for loop in (self, self.epoch_loop):
             # the fit loop's own setter would keep it where the Trainer has max_steps
             _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]

@@ -70,7 +70,11 @@ class SafetyWatch(Callback):
         )
 
     def _check_margin(self, of: str, values: Mapping[str, float]) -> None:
-        """A limit that nothing can be compared with would never be reached."""
+        """Stops a run with a limit whose margin is no finite number, which would never reach it.
+
+        Raises:
+            TrainingError: it is not finite.
+        """
         if self.settings.max_drop is not None and not math.isfinite(values["margin"]):
             raise TrainingError(
                 f"loop.safety_probe.max_drop: the margin of {of} is no finite number ({values['margin']}): set"

@@ -15,8 +15,9 @@ from toss_lightning.loops.method import Method, scored_columns
 from toss_lightning.loops.plan import Action, Stage
 from toss_lightning.loops.toss_plan import TossPlan
 from toss_lightning.models.adapters import SLOT
+from toss_lightning.models.bilevel import Bilevel
 from toss_lightning.models.module import REFERENCES
-from toss_lightning.models.objective import Bilevel, Objective
+from toss_lightning.models.objective import Objective
 from toss_lightning.progress import say
 from toss_lightning.ranks import on_first_rank
 from toss_lightning.report.cards import Rendered, model_card
@@ -132,13 +133,11 @@ class TossLoop(TossPlan):
 
     def _new_objective(self, stage: Stage) -> Objective | Bilevel:
         """What the steps of a stage minimise; where a checkpoint left off, with what it held."""
-        objective: Objective | Bilevel
         if stage.adapter == "seal":
             self.selector = self.selector or self._new_selector()
-            objective = Bilevel(self.selector)
-        else:
-            online = self.selection if stage.weighted and isinstance(self.selection, OnlineSelection) else None
-            objective = Objective(self.module.normalize, online)
+            return Bilevel(self.selector)
+        online = self.selection if stage.weighted and isinstance(self.selection, OnlineSelection) else None
+        objective = Objective(self.module.normalize, online)
         if self._objective_state:
             objective.load_state(self._objective_state)
             self._objective_state = {}
@@ -220,7 +219,7 @@ class TossLoop(TossPlan):
         """Files what the plug-ins did to the target, and says loudly where they did nothing."""
         module, weighted = self.module, self._weights is not None
         idle = self.method.idle(self._weights, module.objective)
-        self.summary.correction = module.correction.report() if module.correction else {}
+        self.summary.correction = dict(module.correction.report()) if module.correction else {}
         self.summary.idle = idle
         self.summary.plain = len(idle) >= self.method.plug_ins(weighted)
         self.summary.say_idle()
@@ -228,7 +227,7 @@ class TossLoop(TossPlan):
     # --- actions ------------------------------------------------------------------------------------------------------
 
     def act(self, action: Action) -> None:
-        """Scores the custom set, or selects from its scores."""
+        """Does an action, and counts its time under its name."""
         # it may have begun in a process before, whose time counts too
         self.summary.stages.setdefault(action.name, {"seconds": 0.0})
         self._action, self._stage_started = action.name, time.monotonic()
@@ -237,7 +236,7 @@ class TossLoop(TossPlan):
         self._action = None
 
     def do(self, action: Action) -> None:
-        """Does an action."""
+        """Scores the custom set, tests the adapters, or selects from the scores."""
         if action.kind == "score":
             columns = scored_columns(self.selection, self._references_at_hand())
             self.score({name: name for name in columns}, self.selection.features)
@@ -260,8 +259,16 @@ class TossLoop(TossPlan):
             round: the round of TOSS-Pro.
         """
         logits = self.selector.logits.tolist() if self.selector is not None else None
-        held_out = self.selection.held_out
-        self.datamodule.score(self.trainer, columns, self._store, round, self._stop_if_told, features, logits, held_out)
+        self.datamodule.score(
+            self.trainer,
+            columns,
+            self._store,
+            round=round,
+            between=self._stop_if_told,
+            features=features,
+            selector=logits,
+            held_out=self.selection.held_out,
+        )
         scores = TokenScores(self._store)
         scores.check(self.datamodule.sets["custom"].hashes())
         self.summary.fingerprints = scores.fingerprints

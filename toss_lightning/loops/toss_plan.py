@@ -165,7 +165,11 @@ class TossPlan(PlanLoop):
         return plan
 
     def _check_best_epochs(self, plan: Plan) -> None:
-        """Epochs of references are judged by held-out rows."""
+        """Refuses to keep the best epoch of a reference without the held-out rows that tell which it is.
+
+        Raises:
+            ConfigError: they are not there, or not looked at in full.
+        """
         trained = {step.adapter for step in plan.steps if isinstance(step, Stage)}
         for adapter, held_out in JUDGED_BY.items():
             if adapter in trained and held_out not in self.datamodule.sets:
@@ -177,9 +181,15 @@ class TossPlan(PlanLoop):
             self._check_all_held_out("loop.keep_epoch: the best epoch")
 
     def _check_all_held_out(self, what: str) -> None:
-        """What held-out rows decide must not depend on which of them stand in the first batches.
+        """Refuses ``trainer.limit_val_batches`` where held-out rows decide something.
 
-        Those differ with max_tokens and with the number of ranks.
+        Which of them stand in the first batches differs with max_tokens and with the number of ranks.
+
+        Args:
+            what: what they decide, in words.
+
+        Raises:
+            ConfigError: the Trainer has such a limit.
         """
         limit = self.trainer.limit_val_batches
         if isinstance(limit, int) or limit < 1:

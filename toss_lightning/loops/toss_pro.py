@@ -82,9 +82,18 @@ class TossProLoop(TossLoop):
     ) -> None:
         check_choice("loop.promotion", promotion, Promotion)
         check_choice("loop.refit", refit, Refit)
-        given = (scores_from, scores_round, selection_from)
         super().__init__(
-            trainer, plan, selection, epochs, reference_epochs, keep_epoch, *given, evaluation, safety_probe
+            trainer,
+            plan=plan,
+            selection=selection,
+            epochs=epochs,
+            reference_epochs=reference_epochs,
+            keep_epoch=keep_epoch,
+            scores_from=scores_from,
+            scores_round=scores_round,
+            selection_from=selection_from,
+            evaluation=evaluation,
+            safety_probe=safety_probe,
         )
         self.rounds, self.promote, self.promotion = rounds, promote, promotion
         self.promote_again, self.refit, self.stop_early = promote_again, refit, stop_early

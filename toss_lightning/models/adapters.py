@@ -22,7 +22,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from toss_lightning.errors import ModelError, check_settings
 from toss_lightning.files import HUB_MARK, may_be_hub_id, new_directory, no_such_directory
-from toss_lightning.models.base import base_fingerprint, reason
+from toss_lightning.models.base import reason
+from toss_lightning.models.fingerprint import base_fingerprint
 
 SLOT, BASE = "slot", "base"
 """The trainable adapter, and no adapter at all."""
@@ -75,8 +76,8 @@ class AdapterBank:
         base_path: what the saved adapters name as their base.
         snapshots: names of the frozen adapters to make room for.
         seed: fixes the slot's initial weights, to which every stage returns.
-        stored: identifies the base's files, see :func:`toss_lightning.models.base.stored_digest`; empty for a base that
-            was made in memory.
+        stored: identifies the base's files, see :func:`toss_lightning.models.fingerprint.stored_digest`; empty for a
+            base that was made in memory.
 
     Attributes:
         active: the adapter that the model computes with.
@@ -94,7 +95,7 @@ class AdapterBank:
         seed: int = 0,
         stored: str = "",
     ) -> None:
-        self.model, self.lora, self.base_path, self.snapshots = model, lora, base_path, snapshots
+        self.model, self.base_path = model, base_path
         self.fingerprint = base_fingerprint(model, stored)
         config = LoraConfig(
             r=lora.r,

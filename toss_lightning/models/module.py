@@ -19,23 +19,17 @@ from toss_lightning.errors import ConfigError, TrainingError
 from toss_lightning.gradients import Correction
 from toss_lightning.identity import check_identity, identify, settings_of
 from toss_lightning.models.adapters import BASE, SLOT, AdapterBank, Lora
-from toss_lightning.models.base import (
-    Base,
-    compute_dtype,
-    context_of,
-    describe,
-    load_base,
-    load_tokenizer,
-    resolve,
-    stored_digest,
-)
+from toss_lightning.models.base import Base, compute_dtype, context_of, describe, load_base, load_tokenizer, resolve
+from toss_lightning.models.bilevel import Bilevel
 from toss_lightning.models.divergence import base_divergence
+from toss_lightning.models.fingerprint import stored_digest
 from toss_lightning.models.losses import CHUNK, OutputHead, check_head, response_hidden, token_losses
-from toss_lightning.models.objective import Batch, Bilevel, Objective, widest
+from toss_lightning.models.objective import Batch, Objective
 from toss_lightning.models.optim import Optim, Schedule, make_optimizer
 from toss_lightning.models.probe import ModelProbe
 from toss_lightning.models.sharding import check_sharding, is_sharding, shard_layers
 from toss_lightning.progress import say
+from toss_lightning.ranks import widest
 from toss_lightning.seeds import global_seed
 
 REFERENCES = ("utility", "degraded")
@@ -259,7 +253,7 @@ class WeightedLoraModule(LightningModule):
     def _idle(self, input_ids: Tensor) -> Tensor:
         """No losses, with a graph to every weight of the slot, for other ranks wait for this one's gradients."""
         if is_sharding(self.trainer.strategy):
-            # and for its part in each forward pass
+            # they wait for its part in each forward pass too
             if not input_ids.numel():
                 input_ids = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
             at = torch.tensor([0], device=self.device)
@@ -301,6 +295,7 @@ class WeightedLoraModule(LightningModule):
         """Looks at the whole step before any of it is trained on, where a method asks for that."""
         self.objective.begin_step(self, batch.get("step", [batch]))
         if self.probe is not None and self.correction is not None:
+            assert isinstance(self.objective, Objective)  # corrections act on the target alone
             self.probe.begin_step(self.objective.step_batches)
             factors = self.correction.begin_step(self.probe, self.stage_epoch)
             self.objective.scale_rows(self, factors)

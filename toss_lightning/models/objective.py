@@ -1,4 +1,4 @@
-"""What an optimizer step minimises: weighted token losses, anchors to the base, or the bilevel loss of SEAL.
+"""What an optimizer step minimises: weighted token losses, and anchors to the base.
 
 Letters in shapes: B rows of a micro-batch, N response tokens of them, K values of a token.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from toss_lightning.errors import ConfigError
 from toss_lightning.models.spread import Spread
+from toss_lightning.ranks import gather, widest
 
 Batch = dict[str, Any]
 Normalize = Literal["all", "kept", "row"]
@@ -27,19 +28,6 @@ class OnlineWeights(Protocol):
 
     def weigh(self, losses: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
         """Current losses ``[N]`` and values of the same tokens -> weights ``[N]``."""
-
-
-class Selector(Protocol):
-    """What :class:`toss_lightning.selection.SelectorTraining` offers here."""
-
-    def factors(self, index: Tensor) -> Tensor:
-        """What rows ``[B]`` count in the loss; ``[B]``."""
-
-    def update(self, index: Tensor, losses: Tensor) -> None:
-        """One step of the selector on the mean losses ``[B]`` of the step's rows ``[B]``."""
-
-    def gamma(self, epoch: int) -> float:
-        """Share of the safe loss in the model's."""
 
 
 def check_normalize(normalize: Normalize, online: OnlineWeights) -> None:
@@ -221,67 +209,6 @@ class Objective:
             self._seen = Spread()
 
 
-class Bilevel:
-    """``gamma L_safe + (1 - gamma) mean_i p_i l_i``, l_i the mean token loss of custom row i: SEAL (arXiv 2410.07471).
-
-    L_safe is the mean token loss of the companions. When a step's gradient is there, the selector behind p takes a step
-    on the losses of all its rows.
-
-    Args:
-        selector: holds p.
-    """
-
-    degenerate: str | None = None
-    whole_step = False
-
-    def __init__(self, selector: Selector) -> None:
-        self.selector = selector
-        self.step_batches: list[Batch] = []
-        self._seen: list[Tensor] = []
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: the selector keeps its own."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
-
-    def begin_step(self, model: Any, batches: list[Batch]) -> None:
-        """Forgets the rows of the last step."""
-        self._seen = []
-
-    def scale_rows(self, model: Any, factors: Mapping[int, float] | None) -> None:
-        """No correction acts in this stage."""
-
-    def kept_weight(self, batch: Batch) -> float:
-        """Sum of the weights of the step that ``batch`` belongs to."""
-        return float(batch["step_weight"])
-
-    def loss(self, model: Any, batch: Batch) -> Tensor:
-        """This micro-batch's part of the step's loss; scalar, with a gradient."""
-        losses = model.losses(batch)
-        if not len(losses):
-            return losses.sum()
-        row = batch["row"]
-        model.check_finite(losses, batch["index"][row])
-        counts = torch.bincount(row, minlength=len(batch["index"]))
-        means = losses.new_zeros(len(counts)).index_add_(0, row, losses) / counts
-        own, gamma = ~batch["companion"], self.selector.gamma(model.stage_epoch)
-        exact = widest(losses.device)
-        self._seen.append(torch.stack([batch["index"][own].to(exact), means[own].detach().to(exact)], 1))
-        share = self.selector.factors(batch["index"][own].cpu()).to(means) * means[own]
-        safe = losses[~own[row]].sum() / max(1.0, float(batch["companion_tokens"]))
-        return gamma * safe + (1 - gamma) * share.sum() / max(1.0, float(batch["step_rows"]))
-
-    def end_step(self, model: Any) -> None:
-        """The selector's own step."""
-        device = model.device
-        seen = torch.cat([torch.zeros((0, 2), dtype=widest(device), device=device), *self._seen])
-        whole, _ = gather(model.trainer.strategy, seen)
-        whole = whole[torch.argsort(whole[:, 0])].cpu()
-        self.selector.update(whole[:, 0].long(), whole[:, 1].float())
-
-
 def _per_token(name: str, value: Any) -> bool:
     """The entry of a batch is a float for each response token."""
     return isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() == 1
@@ -291,29 +218,3 @@ def _whole_rows(batch: Batch) -> Tensor:
     """Of each response token: its row's place in the stage, its place in the row, and whether it is selected from."""
     row = batch["row"]
     return torch.stack([batch["index"][row], batch["ordinal"], batch["selected"][row].long()], 1)
-
-
-def widest(device: torch.device) -> torch.dtype:
-    """The most exact floating type of a device: GPUs of Apple have no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def gather(strategy: Any, values: Tensor) -> tuple[Tensor, int]:
-    """Values of all ranks, one below the other, the same on every rank.
-
-    Args:
-        strategy: knows the ranks.
-        values: Shape ``[n, K]``; n may differ from rank to rank.
-
-    Returns:
-        Shape ``[sum of n, K]``, and where this rank's own begin.
-    """
-    ranks = int(getattr(strategy, "world_size", 1))
-    if ranks == 1:
-        return values, 0
-    counts = strategy.all_gather(torch.tensor([len(values)], device=values.device)).flatten().tolist()
-    padded = values.new_zeros((max(counts), values.shape[1]))
-    padded[: len(values)] = values
-    parts = strategy.all_gather(padded).reshape(ranks, max(counts), values.shape[1])
-    whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-    return whole, sum(counts[: strategy.global_rank])

@@ -11,8 +11,9 @@ from toss_lightning.data.rowset import name_rows
 from toss_lightning.errors import TrainingError
 from toss_lightning.gradients import Gradients, Kind, RowGradients, RowProducts
 from toss_lightning.models.adapters import SLOT
-from toss_lightning.models.objective import Batch, gather, widest
+from toss_lightning.models.objective import Batch
 from toss_lightning.models.rounding import rounded_otherwise
+from toss_lightning.ranks import gather, widest
 
 REFERENCE = "safety"
 """The set that corrections look at."""

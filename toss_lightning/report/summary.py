@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +77,8 @@ class Summary:
         return self.rounds[round]
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {
-            "rounds": [dict(round) for round in self.rounds],
-            "stages": {name: dict(stage) for name, stage in self.stages.items()},
-            "held_out": {name: dict(losses) for name, losses in self.held_out.items()},
-            "epochs": {name: [dict(losses) for losses in epochs] for name, epochs in self.epochs.items()},
-            "selection": dict(self.selection),
-            "fingerprints": dict(self.fingerprints),
-            "precision": self.precision,
-            "method": self.method,
-            "correction": dict(self.correction),
-            "idle": list(self.idle),
-            "plain": self.plain,
-            "safety_probe": copy.deepcopy(self.safety_probe),
-            "weak": dict(self.weak),
-            "stopped": dict(self.stopped),
-        }
+        """For a checkpoint: a copy, which the run that goes on does not change."""
+        return {one.name: copy.deepcopy(getattr(self, one.name)) for one in fields(self)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
