@@ -17,7 +17,7 @@ import yaml
 from runs import artifacts
 from tiny import some_pairs, write_rows
 
-from toss_lightning import __version__, gradients, selection
+from toss_lightning import __version__, cli, gradients, selection
 from toss_lightning.cli import HELP, main
 from toss_lightning.cli_args import ALONE
 from toss_lightning.methods import METHODS, TITLES
@@ -746,10 +746,29 @@ def test_the_path_of_a_set_stays_a_path(suffix: str, tmp_path: Path, capsys: pyt
     assert data["custom"] == data["utility"] == str(rows)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["methods"], ["compare", "compare/demo", "--dry_run"]])
-def test_output_that_nobody_reads_any_more_ends_in_no_traceback(args):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["methods"], ["compare", "compare/demo", "--dry_run"], ["fit", "--print_config"]]
+)
+def test_output_that_nobody_reads_any_more_ends_in_no_traceback(args, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-m", "toss_lightning", *args], stdout=writer, stderr=subprocess.PIPE)
+    command, settings = [sys.executable, "-m", "toss_lightning", *args], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=settings)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
+    assert done.returncode == 141
+    assert "Error" not in done.stderr
+
+
+def test_a_pipe_of_something_else_that_breaks_is_an_error(monkeypatch):
+    def breaks(argv):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_run", breaks)
+    with pytest.raises(BrokenPipeError):
+        main(["fit"])
+
+
+def test_without_an_output_at_all():
+    command = f"{sys.executable} -m toss_lightning --version >&-"
+    assert subprocess.run(command, shell=True, capture_output=True).returncode == 0

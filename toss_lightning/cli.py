@@ -4,10 +4,12 @@ import difflib
 import io
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TextIO
 
 from toss_lightning import __version__
 from toss_lightning.cli_args import only_asks, with_configs, with_run_dir
@@ -90,13 +92,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         one that was stopped, 141 where nobody reads what it prints any more, as behind ``| head``.
     """
     try:
-        code = _run(argv)
-        sys.stdout.flush()
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:  # as where a launcher has closed it
+                sys.stdout.flush()
     except BrokenPipeError:
+        if not _is_unread(sys.stdout):
+            raise
         # what is left to be written would be tried again, and fail, while Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if {"fit", "score", "test"} & {*(sys.argv[1:2] if argv is None else argv[:1])}:
+            with suppress(OSError):
+                print("stopped, for nobody reads what is printed; go on with the same command", file=sys.stderr)
         return 128 + signal.SIGPIPE
-    return code
+
+
+def _is_unread(stream: TextIO | None) -> bool:
+    """Whether a stream is a pipe whose other end is closed."""
+    if stream is None:
+        return False
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -245,7 +245,8 @@ def test_a_run_that_was_started_by_hand_is_not_thrown_away(tmp_path):
     by_hand = tmp_path / "run/b/seed-1/summary.json"
     by_hand.parent.mkdir(parents=True)
     by_hand.write_text("{}")
-    with pytest.raises(StoreError, match=r"b/seed-1: a finished run that this comparison did not start.*move it away"):
+    assert states(path) == {"A1": "new", "B1": "foreign"}
+    with pytest.raises(StoreError, match=r"b/seed-1: finished, but not started by this comparison.*: move it away"):
         run_it(path)
     assert calls() == []
     assert by_hand.exists()

@@ -423,6 +423,22 @@ def test_a_line_separator_inside_a_string_does_not_count_as_a_line(tmp_path):
     assert refusal(str(path)).startswith(f"{path}:2: broken JSON")
 
 
+def test_json_that_python_cannot_hold(tmp_path):
+    for text, reason in (("9" * 5000, "Exceeds the limit"), ("[" * 100_000, "maximum recursion depth")):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps(ROWS[0]) + '\n{"prompt": ' + text + "}\n", encoding="utf-8")
+        assert refusal(str(path)).startswith(f"{path}:2: broken JSON ({reason}")
+        path = tmp_path / "rows.json"
+        path.write_text('[{"prompt": ' + text + "}]", encoding="utf-8")
+        assert refusal(str(path)).startswith(f"{path}: cannot be read as JSON ({reason}")
+
+
+def test_an_object_over_several_lines(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(ROWS[0], indent=2), encoding="utf-8")
+    assert refusal(str(path)).endswith(": write each row on a line of its own, or all as one array")
+
+
 def test_lines_that_are_no_objects(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('"hello"\n"you"\n', encoding="utf-8")

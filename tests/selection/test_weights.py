@@ -124,6 +124,11 @@ def test_weights_of_another_program_in_its_own_types_and_batches(tmp_path: Path,
         assert values.base is None, "a row holds no other rows in memory"
 
 
+def test_a_column_of_another_program_that_is_of_no_token(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"weights\.arrow: weight holds no list of numbers for each row: leave it out"):
+        written(tmp_path / "selection", pa.array([1, 2]))
+
+
 def test_a_row_for_which_another_program_has_no_weights(tmp_path: Path) -> None:
     again = written(tmp_path / "selection", pa.array([[1.0], None, [0.5, None]], pa.list_(pa.float32())))
     with pytest.raises(StoreError, match="row 1: 0 values of weight for 2 response tokens: give one for each"):

@@ -124,11 +124,11 @@ def of_prompts(outcomes: Outcomes) -> list[Measured]:
             for one in outcome.evaluation["measures"]:
                 facts = {key: one[key] for key in ("name", "better", "share", "judge", "screening")}
                 facts |= {"is_utility": one["set"] is not None, "per_prompt": _is_per_prompt(one)}
-                facts["bounded"] = one.get("bounded", False)
                 new = Measured(**facts, of={})
                 measure = found.setdefault((one["name"], one["judge"]), new)
                 # a score of a run may happen to be 0 everywhere, which alone does not make it a share
                 measure.share = measure.share and one["share"]
+                measure.bounded = measure.bounded or one.get("bounded", False)  # older results do not say
                 for adapter, name in (("target", method), ("base", BASE)):
                     if adapter in one["values"]:
                         values = measure.of.setdefault(method, {}).setdefault(adapter, {})

@@ -56,10 +56,10 @@ def run_all(comparison: Comparison, runs: Sequence[Run], held: int) -> list[str]
     waiting = [run for run in runs if run.state() != "done"]
     if not waiting:
         return []
-    if foreign := next((run for run in waiting if run.is_foreign), None):
+    if foreign := [str(run.directory) for run in waiting if run.state() == "foreign"]:
         raise StoreError(
-            f"{foreign.directory}: a finished run that this comparison did not start, so that nothing tells what it was"
-            f" made from: move it away, and {foreign.title} is run anew"
+            f"{', '.join(foreign)}: finished, but not started by this comparison, so that nothing tells what it was"
+            " made from: move it away, and it is run anew"
         )
     failed: list[str] = []
     children: list[_Child] = []

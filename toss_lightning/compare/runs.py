@@ -15,13 +15,14 @@ from toss_lightning.config_files import read_config
 from toss_lightning.errors import ConfigError
 from toss_lightning.files import digest_of_file, write_json
 
-State = Literal["done", "test", "resume", "new", "stale"]
+State = Literal["done", "test", "resume", "new", "stale", "foreign"]
 SAYS: dict[State, str] = {
     "done": "done",
     "test": "trained; to be evaluated with the settings of now",
     "resume": "begun; goes on from its checkpoint",
     "new": "to run",
     "stale": "made from other settings; is moved to earlier/ and run again",
+    "foreign": "finished, but not started by this comparison: move it away, and it is run anew",
 }
 MADE_FROM = "made_from.json"
 SEED = "{seed}"
@@ -63,16 +64,12 @@ class Run:
             return "new"
         theirs = self._filed()
         if theirs.get("training") != self.made_from["training"]:
-            return "stale"
+            is_foreign = self.summary.exists() and not (self.directory / MADE_FROM).exists()
+            return "foreign" if is_foreign else "stale"
         if not self.summary.exists():
             return "resume"
         same = theirs.get("evaluation") == self.made_from["evaluation"]
         return "done" if same and self.evaluation.exists() and theirs.get("result") == self._result() else "test"
-
-    @property
-    def is_foreign(self) -> bool:
-        """Something else than the comparison made it, such as a command of ``--dry_run`` that was started by hand."""
-        return self.summary.exists() and not (self.directory / MADE_FROM).exists()
 
     @property
     def has_foreign_answers(self) -> bool:

@@ -11,6 +11,11 @@ from typing import Any, Protocol
 
 from toss_lightning.errors import DataError
 
+ESCAPE = "\\u"
+"""How JSON writes what may be half of a character."""
+UNREADABLE = (ValueError, RecursionError)
+"""What Python's reader raises: also of a number of thousands of digits, and of lists in lists without end."""
+
 
 class Table(Protocol):
     """As much of a `datasets.Dataset` as sources need."""
@@ -95,8 +100,12 @@ def _of_array(path: Path) -> Iterator[tuple[int, Any]]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: broken JSON ({error.msg}): fix the file") from error
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}): fix the file") from error
+    escaped = ESCAPE in text
     for number, row in enumerate(rows, 1):
-        _check_text(row, text, f"{path}:{number}")
+        if escaped:
+            _check_text(row, f"{path}:{number}")
         yield number, row
 
 
@@ -108,9 +117,13 @@ def _of_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if text.strip():
                 try:
                     row = json.loads(text)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{where}: broken JSON ({error.msg}): fix or remove the line") from error
-                _check_text(row, text, where)
+                except UNREADABLE as error:
+                    told = f"{where}: broken JSON ({getattr(error, 'msg', error)})"
+                    if text.strip() == "{":
+                        raise DataError(f"{told}: write each row on a line of its own, or all as one array") from error
+                    raise DataError(f"{told}: fix or remove the line") from error
+                if ESCAPE in text:
+                    _check_text(row, where)
                 yield number, row
 
 
@@ -121,11 +134,10 @@ def _decoded(content: bytes, where: str) -> str:
         raise DataError(f"{where}: not in UTF-8: save the file as that") from error
 
 
-def _check_text(row: Any, written: str, where: str) -> None:
+def _check_text(row: Any, where: str) -> None:
     """Refuses half of a surrogate pair, which JSON can write and no tokenizer reads."""
-    if "\\u" in written:
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(error.object[error.start]):04x}"
-            raise DataError(f"{where}: {half} alone is no character: remove it") from error
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(f"{where}: {half} alone is no character: remove it") from error

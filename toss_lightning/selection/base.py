@@ -80,12 +80,13 @@ class TokenWeights:
         except (OSError, ValueError) as error:
             raise StoreError(f"{path}: no selection to be had ({error}): run the select stage again") from error
         row_ids = table["row_id"].to_pylist()
+        columns = {name: table[name] for name in table.column_names if name not in ("row_id", "ids_hash", "left_out")}
+        for name, column in columns.items():
+            if not hasattr(column.type, "value_type"):
+                raise StoreError(f"{path / WEIGHTS_FILE}: {name} holds no list of numbers for each row: leave it out")
         per_token = {
-            name: {
-                row_id: values.astype(np.float32) for row_id, values in zip(row_ids, lists_of(table[name]), strict=True)
-            }
-            for name in table.column_names
-            if name not in ("row_id", "ids_hash", "left_out")
+            name: {row_id: values.astype(np.float32) for row_id, values in zip(row_ids, lists_of(column), strict=True)}
+            for name, column in columns.items()
         }
         if missing := [name for name in ("weight", "ids_hash") if name not in table.column_names]:
             raise StoreError(f"{path / WEIGHTS_FILE}: no column {missing[0]}: run the select stage again")
