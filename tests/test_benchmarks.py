@@ -63,3 +63,17 @@ def test_data_that_the_pages_were_not_made_from_is_named(
     (tmp_path / "same").write_bytes(b"then")
     (tmp_path / "changed").write_bytes(b"now")
     assert rows.differing(tmp_path) == ["changed"]
+
+
+def test_the_short_table_says_what_the_whole_one_says() -> None:
+    def table(name: str) -> dict[str, dict[str, str]]:
+        text = (ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8")
+        # the first table of the page
+        lines = [line.strip("|").split("|") for line in text[text.index("|") :].split("\n\n")[0].splitlines()]
+        header, _, *rows = [[cell.strip() for cell in line] for line in lines]
+        return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+
+    short, whole = table("results_table_short.md"), table("results_table.md")
+    assert "TOSS" in short
+    for method, cells in short.items():
+        assert cells == {column: whole[method][column] for column in cells}

@@ -102,10 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         # what is left to be written would be tried again, and fail, while Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if {"fit", "score", "test"} & {*(sys.argv[1:2] if argv is None else argv[:1])}:
+        verb = next(iter(sys.argv[1:] if argv is None else argv), "")
+        if verb in ("fit", "score", "test"):
             with suppress(OSError):
-                print("stopped, for nobody reads what is printed; go on with the same command", file=sys.stderr)
+                print(f"stopped, for nobody reads what is printed; {_how_to_go_on(verb)}", file=sys.stderr)
         return 128 + signal.SIGPIPE
+
+
+def _how_to_go_on(verb: str) -> str:
+    return f"go on with the same command{' and --ckpt_path auto' if verb in ('fit', 'score') else ''}"
 
 
 def _is_unread(stream: TextIO | None) -> bool:
@@ -163,8 +168,7 @@ def _run(argv: Sequence[str] | None) -> int:
         # Lightning turns the one into the other
         if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        how = " and --ckpt_path auto" if args[0] in ("fit", "score") else ""
-        print(f"stopped; go on with the same command{how}", file=sys.stderr)
+        print(f"stopped; {_how_to_go_on(args[0])}", file=sys.stderr)
         return 130
     finally:
         if made := os.environ.get("TOSS_RUN_DIR"):

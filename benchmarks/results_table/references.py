@@ -145,5 +145,5 @@ def _mean(values: Sequence[float]) -> str:
     """Of shares: an interval ends at 0 and at 1."""
     if len(values) < 2:
         return f"{values[0]:.3f}"
-    mean = t_interval(values)
-    return f"{mean.mean:.3f} [{max(0.0, mean.low):.3f}, {min(1.0, mean.high):.3f}]"
+    mean = t_interval(values, bounded=True)
+    return f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"

@@ -117,10 +117,8 @@ def _mean(measure: Measured, method: str) -> dict[str, Any]:
     means = [sum(values) / len(values) for values in numbers.values()]
     # seeds that all give the same would make an interval without width, as if no prompt could go another way
     if len(set(means)) > 1:
-        interval = t_interval(means)
-        ends = (interval.low, interval.high)
-        low, high = (min(max(end, 0.0), 1.0) for end in ends) if measure.share or measure.bounded else ends
-        return {"value": interval.mean, "low": low, "high": high, "over": "seeds", **counts}
+        interval = t_interval(means, bounded=measure.share or measure.bounded)
+        return {"value": interval.mean, "low": interval.low, "high": interval.high, "over": "seeds", **counts}
     return {"value": means[0], **_ends(measure, method, next(iter(numbers))), "over": "prompts", **counts}
 
 

@@ -161,5 +161,5 @@ def _interval(values: Sequence[float | None]) -> Mapping[str, float | None]:
     decided = [value for value in values if value is not None]
     if len(decided) < 2:
         return {"low": None, "high": None}
-    interval = t_interval(decided)
-    return {"low": max(0.0, interval.low), "high": min(1.0, interval.high)}
+    interval = t_interval(decided, bounded=True)
+    return {"low": interval.low, "high": interval.high}

@@ -130,11 +130,8 @@ def _interval(measure: Measure, values: Sequence[float | None]) -> dict[str, Any
         return {"value": interval.share, "low": interval.low, "high": interval.high, **counts}
     if len(known) < 2:
         return {"value": known[0] if known else None, "low": None, "high": None, **counts}
-    mean = t_interval(known)
-    ends = (mean.low, mean.high)
-    # Student's interval does not know where the values end
-    low, high = (min(max(end, 0.0), 1.0) for end in ends) if measure.bounded else ends
-    return {"value": mean.mean, "low": low, "high": high, **counts}
+    mean = t_interval(known, bounded=measure.bounded)
+    return {"value": mean.mean, "low": mean.low, "high": mean.high, **counts}
 
 
 def _difference(values: Mapping[str, Sequence[float | None]], ours: str, theirs: str) -> dict[str, Any]:

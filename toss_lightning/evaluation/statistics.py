@@ -94,8 +94,13 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(p, 0.0 if successes == 0 else low, 1.0 if successes == n else high)
 
 
-def t_interval(values: Values, confidence: float = 0.95) -> Mean:
+def t_interval(values: Values, confidence: float = 0.95, bounded: bool = False) -> Mean:
     """Student's interval of a mean over seeds; one seed alone says nothing, and has an infinite one.
+
+    Args:
+        values: one for each seed.
+        confidence: how often such an interval holds the mean.
+        bounded: values lie between 0 and 1, where the interval, which does not know that by itself, then ends.
 
     Raises:
         ConfigError: a value is missing, or there is none.
@@ -107,7 +112,8 @@ def t_interval(values: Values, confidence: float = 0.95) -> Mean:
     if len(seeds) == 1:
         return Mean(mean, -math.inf, math.inf)
     reach = Student(len(seeds) - 1).quantile(level) * float(seeds.std(ddof=1)) / math.sqrt(len(seeds))
-    return Mean(mean, mean - reach, mean + reach)
+    low, high = mean - reach, mean + reach
+    return Mean(mean, max(0.0, low), min(1.0, high)) if bounded else Mean(mean, low, high)
 
 
 def paired_difference(
