@@ -22,6 +22,7 @@ VERBS = {
     "test": "what adapters say: replies to prompts, read by judges; harm, refusals, over-refusal, utility",
     "validate": "held-out losses of the base, or of a checkpoint's adapter with --ckpt_path",
     "compare": "methods x seeds from one file, and which of their differences are more than noise",
+    "report": "a page about a run: losses, judges, scores, and rows token by token with what was masked",
     "methods": "TOSS and what else there is to choose from; with a name, all about one",
 }
 HELP = f"""toss {__version__}: safe LLM fine-tuning; the riskiest response tokens are left out of the loss
@@ -134,6 +135,15 @@ def _run(argv: Sequence[str] | None) -> int:
             print(__version__)
             return 0
         verb = check_verb(args)
+        if verb == "report":
+            from toss_lightning.cli_report import HELP as REPORT_HELP
+            from toss_lightning.cli_report import report
+
+            if "-h" in args or "--help" in args:
+                print(REPORT_HELP)
+            else:
+                report(args[1:])
+            return 0
         if verb == "compare":
             from toss_lightning.cli_compare import compare
 

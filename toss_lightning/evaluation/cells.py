@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+Cells = tuple[list[str], list[list[str]]]
+"""The header of a table, and its lines."""
 ARROWS = {"higher": "↑", "lower": "↓"}
 """Which way is better."""
 DASH = "–"

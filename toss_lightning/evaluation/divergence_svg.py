@@ -14,6 +14,11 @@ DASHES = ("", "7 4", "2 3", "9 3 2 3")
 """Of lines, so that they are told apart without colours too."""
 
 
+def has_moved(panels: Panels) -> bool:
+    """Whether there is a line to draw."""
+    return any(name != BASE for of in panels.values() for name in of)
+
+
 def draw_divergence(panels: Panels, names: Mapping[str, str]) -> str:
     """Draws a line for each adapter; the base, which has not moved, is the axis itself.
 

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from toss_lightning.evaluation.benchmark_measures import benchmark_facts, benchmark_measures, digest_questions
-from toss_lightning.evaluation.divergence_svg import draw_divergence
+from toss_lightning.evaluation.divergence_svg import draw_divergence, has_moved
 from toss_lightning.evaluation.evaluation import Evaluator, Findings
 from toss_lightning.evaluation.responses import write_responses
 from toss_lightning.evaluation.results import measures, report
 from toss_lightning.evaluation.tables import console_table, markdown
 from toss_lightning.files import write_json, write_text
-from toss_lightning.models.adapters import BASE
 
 PICTURE = "divergence.svg"
 
@@ -36,8 +35,7 @@ def report_evaluation(findings: Findings, evaluator: Evaluator, names: Mapping[s
     content["asked"] |= digest_questions(answered) if answered is not None else {}
     write_responses(findings, directory / "responses.jsonl")
     write_json(directory / "evaluation.json", {**content, "names": dict(names)})
-    moved = any(name != BASE for of in content["divergence"].values() for name in of)
-    if moved:
+    if moved := has_moved(content["divergence"]):
         write_text(directory / PICTURE, draw_divergence(content["divergence"], names))
     write_text(directory / "evaluation.md", markdown(content, names, PICTURE if moved else None))
     console = Console(markup=False)  # names of sets and paths may hold brackets

@@ -5,12 +5,12 @@ from typing import Any
 
 from rich.table import Table
 
-from toss_lightning.evaluation.cells import ARROWS, DASH, difference, interval, markdown_table, p_value
+from toss_lightning.evaluation.cells import ARROWS, DASH, Cells, difference, interval, markdown_table, p_value
 
 Names = Mapping[str, str]
 
 
-def rows_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[list[str]]]:
+def rows_of(report: Mapping[str, Any], names: Names) -> Cells:
     """The cells of the main table: a line for each measure, a column for each adapter.
 
     Args:
@@ -29,7 +29,7 @@ def rows_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[li
     return header, lines
 
 
-def differences_of(report: Mapping[str, Any], names: Names) -> tuple[list[str], list[list[str]]]:
+def differences_of(report: Mapping[str, Any], names: Names) -> Cells:
     """The cells of the table of differences: which are beyond the noise of these prompts."""
     header = ["", "judge", "compared", "n", "difference", "p (Holm)", "beyond noise"]
     lines = []

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from toss_lightning.report.summary import PLAIN, Summary, held_out_lines
+from toss_lightning.evaluation.cells import markdown_table
+from toss_lightning.report.summary import PLAIN, Summary, held_out_cells
 
 ROLES = {
     "target": ("Fine-tuned adapter", "This adapter was fine-tuned on the custom set. Method: {method}."),
@@ -89,7 +90,7 @@ def model_card(
     beside = f", and {mixed:,} rows that data.mixture adds" if mixed else ""
     kept = f" What epoch {stage['kept_epoch']} left is kept." if "kept_epoch" in stage else ""
     stopped = f" **Ended early**: {summary.stopped[name]}." if name in summary.stopped else ""
-    losses = "\n".join(held_out_lines(summary, ["base", name]))
+    losses = "\n".join(markdown_table(*held_out_cells(summary, ["base", name])))
     return f"""---
 base_model: {base_path}
 library_name: peft

@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from toss_lightning.evaluation.cells import Cells
 from toss_lightning.files import write_json
 from toss_lightning.progress import say
 from toss_lightning.report.machine import device_name, peak_gpu_memory, versions
@@ -105,20 +107,8 @@ class Summary:
 
     def say_selected(self) -> None:
         """Says what a selection did, in one line."""
-        report = self.selection
-        if report.get("tokens") and report.get("weighed_in_training") and not report["masked"]:
-            say(f"select: {report['tokens']:,} response tokens, which are weighed anew in each step")
-        elif report.get("tokens"):
-            line = f"select: {report['masked']:,} of {report['tokens']:,} response tokens masked"
-            line += f" ({report['masked'] / report['tokens']:.1%})"
-            if "end_tokens_protected" in report:
-                line += f"; {report['end_tokens_protected']} end-of-turn tokens kept that would have been among them"
-            if report.get("anchored"):
-                line += f"; {report['anchored']:,} held to the base"
-            rows, said = (
-                ("rows_left_out", "left out") if "rows_left_out" in report else ("rows_fully_masked", "masked in full")
-            )
-            say(f"{line}; {report[rows]} of {report['rows']} rows are {said}")
+        if words := selected_words(self.selection):
+            say(f"select: {words}")
 
     def say_idle(self) -> None:
         """Says loudly which plug-ins changed nothing."""
@@ -219,6 +209,8 @@ class Summary:
         for line in (plain_words(self), f"Adapters, scores and summary.json are in {run_dir}"):
             if line:
                 console.print(line, soft_wrap=True)
+        if self.fingerprints:  # there are scores to show
+            console.print(f"A page to look at, with the scores of tokens: toss report {run_dir}", soft_wrap=True)
 
 
 def _peak_memory() -> int:
@@ -244,33 +236,45 @@ def stage_name(summary: Summary, stage: str) -> str:
 
 def losses_table(summary: Summary) -> Table:
     """Mean token loss of each held-out set after each stage."""
-    names = [name for name in LOSSES if any(name in losses for losses in summary.held_out.values())]
+    (_, *header), lines = held_out_cells(summary, list(summary.held_out))
     table = Table(title="Mean token loss on held-out rows after each stage", title_justify="left")
     table.add_column("", no_wrap=True)
-    for name in names:
-        table.add_column(f"{LOSSES[name]}\n({HINTS[name]})", justify="right")
-    for stage, losses in summary.held_out.items():
-        table.add_row(stage_name(summary, stage), *(_cell(losses, name) for name in names))
+    for column in header:
+        table.add_column(column.replace(" (", "\n("), justify="right")
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
-def held_out_lines(summary: Summary, stages: list[str]) -> list[str]:
-    """The same as a Markdown table, for some of the stages."""
+def held_out_cells(summary: Summary, stages: Sequence[str]) -> Cells:
+    """The same as cells, for those of the stages that there are."""
     present = [stage for stage in stages if stage in summary.held_out]
     names = [name for name in LOSSES if any(name in summary.held_out[stage] for stage in present)]
-    lines = [
-        f"| | {' | '.join(f'{LOSSES[name]} ({HINTS[name]})' for name in names)} |",
-        "|---" * (len(names) + 1) + "|",
+    header = ["", *(f"{LOSSES[name]} ({HINTS[name]})" for name in names)]
+    return header, [
+        [stage_name(summary, stage), *(_cell(summary.held_out[stage], name) for name in names)] for stage in present
     ]
-    for stage in present:
-        cells = " | ".join(_cell(summary.held_out[stage], name) for name in names)
-        lines.append(f"| {stage_name(summary, stage)} | {cells} |")
-    return lines
 
 
 def _cell(losses: dict[str, float], name: str) -> str:
     """A loss, or a dash where a resumed run no longer had its held-out set."""
     return f"{losses[name]:.3f}" if name in losses else "–"
+
+
+def selected_words(report: Mapping[str, Any]) -> str:
+    """What a selection did, by its own report; nothing where that does not count tokens."""
+    if not report.get("tokens"):
+        return ""
+    if report.get("weighed_in_training") and not report["masked"]:
+        return f"{report['tokens']:,} response tokens, which are weighed anew in each step"
+    share = report["masked"] / report["tokens"]
+    said = f"{report['masked']:,} of {report['tokens']:,} response tokens masked ({share:.1%})"
+    if "end_tokens_protected" in report:
+        said += f"; {report['end_tokens_protected']} end-of-turn tokens kept that would have been among them"
+    if report.get("anchored"):
+        said += f"; {report['anchored']:,} held to the base"
+    rows, what = ("rows_left_out", "left out") if "rows_left_out" in report else ("rows_fully_masked", "masked in full")
+    return f"{said}; {report[rows]} of {report['rows']} rows are {what}"
 
 
 def plain_words(summary: Summary) -> str:

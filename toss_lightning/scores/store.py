@@ -124,6 +124,10 @@ class TokenScores:
         values: list[Any] = self._table[column].to_pylist()
         return values
 
+    def lists(self, column: str) -> list[np.ndarray]:
+        """A list of each row (``input_ids``, ``response_positions``, ``end_of_turn``), which must not be written to."""
+        return lists_of(self._table[column])
+
     def feature(self, kind: str, set: str = "custom") -> Any:
         """What was filed of each row of a set; of the custom set in the order of ``row_ids``.
 

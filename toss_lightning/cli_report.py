@@ -1,0 +1,83 @@
+"""``toss report``: a page about a run, or some of its rows in the terminal."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from toss_lightning.errors import ConfigError
+
+PAGE = "report.html"
+HELP = f"""usage: toss report RUN_DIR [--out FILE] [--rows N]
+       toss report RUN_DIR --row ID [ID ...]
+
+Writes RUN_DIR/{PAGE}, a page about a run of fit, score, select or test: held-out losses, what judges said, how
+scores lie and what they know of labels, what was masked, and rows token by token. It is one file that needs no network,
+and to write it takes no model. It holds texts of the custom set: those of rows that are not labelled benign are blurred
+until one asks for them.
+
+  --out FILE               where the page goes instead
+  --rows N                 rows of each kind that are shown token by token: 6 by default
+  --row ID ...             these rows in the terminal, and no page; into a pipe, a line for each response token
+  --scores DIR             the scores that a run of toss select read, where they are not in its directory
+  --tokenizer NAME         directory or hub id of the base that the rows were tokenised for, where RUN_DIR does not say
+"""
+
+
+def report(args: Sequence[str]) -> None:
+    """Runs the verb.
+
+    Raises:
+        ConfigError: the command cannot work.
+        StoreError: what the run left behind is damaged, or the page cannot be written.
+    """
+    command = read_command(args)
+    # they load torch and transformers
+    from rich.console import Console
+
+    from toss_lightning.files import write_text
+    from toss_lightning.report.finished import read_run
+    from toss_lightning.report.page import Shade, render
+    from toss_lightning.report.terminal import print_row
+    from toss_lightning.report.tokens import Rows, risk_score
+
+    run = read_run(command.run_dir, command.scores)
+    tokenizer = run.tokenizer(command.tokenizer)
+    if command.row:
+        score = risk_score(run.scores)
+        rows, shade, console = Rows(run, tokenizer, score), Shade(score), Console(highlight=False)
+        for row in [rows[row_id] for row_id in command.row]:
+            print_row(row, shade, console)
+        return
+    page = command.out or command.run_dir / PAGE
+    write_text(page, render(run, tokenizer, command.rows))
+    print(page)
+
+
+def read_command(args: Sequence[str]) -> argparse.Namespace:
+    """Reads the arguments behind the verb.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    parser = _Parser(prog="toss report", add_help=False, allow_abbrev=False)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=int, default=6)
+    parser.add_argument("--row", type=int, nargs="+", default=[])
+    parser.add_argument("--scores", type=Path)
+    parser.add_argument("--tokenizer")
+    command = parser.parse_args(args)
+    if command.rows < 1:
+        raise ConfigError(f"toss report --rows {command.rows}: give at least 1")
+    if command.row and command.out is not None:
+        raise ConfigError("toss report: --row prints rows, and --out says where a page goes: leave one of them out")
+    return command
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as all of the command line does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises it."""
+        raise ConfigError(f"toss report: {message}; toss report --help says what there is")

@@ -1,0 +1,37 @@
+"""A row token by token in a terminal; into a pipe or a file, a line for each token."""
+
+from rich.console import Console
+from rich.text import Text
+
+from toss_lightning.report.page import Shade
+from toss_lightning.report.tokens import Row, facts_of
+
+
+def print_row(row: Row, shade: Shade, console: Console) -> None:
+    """Prints a row: coloured by score, what is masked underlined.
+
+    Args:
+        row: the row.
+        shade: colours of its scores.
+        console: where to; one that is no terminal gets a line for each response token, with tabs between row id,
+            number of the token, label, text, weight, score and losses by name; empty where there is none.
+    """
+    if not console.is_terminal:
+        for token in row.tokens:
+            if token.ordinal is not None:
+                numbers = ["" if value is None else f"{value:.6g}" for value in (token.weight, token.score)]
+                losses = [f"{name}={loss:.6g}" for name, loss in (token.losses or {}).items()]
+                facts = [str(row.row_id), str(token.ordinal), row.label or "", repr(token.text), *numbers, *losses]
+                print("\t".join(facts))
+        return
+    console.print(Text.assemble((f"row {row.row_id}", "bold"), f" · {' · '.join(facts_of(row))}"))
+    said = Text()
+    for token in row.tokens:
+        if token.ordinal is None:
+            said.append(token.text, style="dim")
+            continue
+        colour = shade.colours.get(shade(token.score))
+        style = f"black on {colour}" if colour else ""
+        said.append(token.text, style=f"{style} bold underline".strip() if token.masked else style)
+    console.print(said)
+    console.print()

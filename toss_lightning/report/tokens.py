@@ -1,0 +1,212 @@
+"""Rows of a run token by token: what each says, its score, and what it counted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from toss_lightning.errors import ConfigError
+from toss_lightning.report.finished import FinishedRun
+from toss_lightning.scores import TokenScores, degraded_column
+
+HARMFUL = "harmful"
+"""The label that tables and pictures look for."""
+BROKEN = "\ufffd"
+"""What decoders put for bytes that are not yet a whole character."""
+
+
+@dataclass(frozen=True)
+class RiskScore:
+    """How much better the safety-degraded side likes each response token than the other; higher is riskier."""
+
+    values: np.ndarray
+    """Shape ``[tokens]`` float32, in nats."""
+    made_of: tuple[str, str]
+    """The two columns whose difference it is: losses of the first minus losses of the second."""
+
+    @property
+    def said(self) -> str:
+        """As a legend says it."""
+        first, second = ("the base" if name == "base" else f"the {name} reference" for name in self.made_of)
+        return f"token loss of {first} minus that of {second}"
+
+
+def risk_score(scores: TokenScores) -> RiskScore | None:
+    """The token score of Eq. 2 of arXiv 2603.01185; the base stands for a reference that was not scored.
+
+    None where neither was, as of selections that look at whole rows.
+    """
+    degraded = degraded_column(scores.round)
+    there = scores.adapters
+    first = next((name for name in ("utility", "base") if name in there), None)
+    second = next((name for name in (degraded, "base") if name in there), None)
+    if first is None or second is None or first == second:
+        return None
+    values = scores.combine({f"loss_{first}": 1.0, f"loss_{second}": -1.0})
+    return RiskScore(values, (first, second))
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a row."""
+
+    text: str
+    """Empty where it is a part of a character, which the token behind it ends."""
+    ordinal: int | None = None
+    """Which response token it is, from 1; None for a token of the prompt or of the template."""
+    losses: Mapping[str, float] | None = None
+    """Column -> token loss in nats."""
+    score: float | None = None
+    weight: float | None = None
+    """What it counts in the task loss; None where nothing was selected."""
+
+    @property
+    def masked(self) -> bool:
+        """Left out of the loss."""
+        return self.weight == 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the custom set."""
+
+    row_id: int
+    label: str | None
+    source: str | None
+    tokens: Sequence[Token]
+    mean_score: float | None
+    left_out: bool
+    """Not even in a batch."""
+
+    @property
+    def response_tokens(self) -> int:
+        """How many it has."""
+        return sum(token.ordinal is not None for token in self.tokens)
+
+    @property
+    def masked(self) -> int:
+        """How many of them are."""
+        return sum(token.masked for token in self.tokens)
+
+
+def facts_of(row: Row) -> list[str]:
+    """What is said of a row besides its id."""
+    counts = f"{row.response_tokens} response tokens"
+    facts = [row.label or "no label", *([row.source] if row.source else [])]
+    facts += [f"{row.masked} of {counts} masked" if row.masked else counts]
+    facts += [f"mean score {row.mean_score:+.2f}".replace("-", "−")] if row.mean_score is not None else []
+    return [*facts, *(["left out of the batches"] if row.left_out else [])]
+
+
+class Rows:
+    """The rows of a run, by row id.
+
+    Args:
+        run: the run.
+        tokenizer: that of its rows.
+        score: of its tokens.
+    """
+
+    def __init__(self, run: FinishedRun, tokenizer: PreTrainedTokenizerBase, score: RiskScore | None) -> None:
+        scores = run.scores
+        self.run, self.tokenizer, self.score = run, tokenizer, score
+        self._at = {row_id: at for at, row_id in enumerate(scores.row_ids.tolist())}
+        self._ids, self._positions = scores.lists("input_ids"), scores.lists("response_positions")
+        self._labels, self._sources = scores.values("label"), scores.values("source")
+        columns = [name for name in scores.adapters if not name.startswith("degraded")]
+        columns += [degraded_column(scores.round)] if scores.rounds else []
+        self._losses = {name: scores.flat(f"loss_{name}") for name in columns}
+
+    def __getitem__(self, row_id: int) -> Row:
+        """A row.
+
+        Raises:
+            ConfigError: there is none of this id.
+        """
+        if row_id not in self._at:
+            known = f"{min(self._at)} to {max(self._at)}"
+            raise ConfigError(
+                f"--row {row_id}: no such row in {self.run.scores.path}, whose row ids go from {known} (rows that were"
+                " left out of the set are counted)"
+            )
+        at = self._at[row_id]
+        here = slice(*self.run.scores.offsets[at : at + 2].tolist())
+        weights = self.run.weights.weights[row_id] if self.run.weights is not None else None
+        texts = [Token(text) for text in pieces(self.tokenizer, self._ids[at].tolist())]
+        scores = self.score.values[here] if self.score is not None else None
+        for ordinal, position in enumerate(self._positions[at].tolist()):
+            texts[position] = Token(
+                texts[position].text,
+                ordinal + 1,
+                {name: float(values[here][ordinal]) for name, values in self._losses.items()},
+                float(scores[ordinal]) if scores is not None else None,
+                float(weights[ordinal]) if weights is not None else None,
+            )
+        return Row(
+            row_id,
+            self._labels[at],
+            self._sources[at],
+            texts,
+            float(scores.mean()) if scores is not None else None,
+            self.run.weights is not None and row_id in self.run.weights.left_out,
+        )
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """The text that each token adds to the text of those before it.
+
+    A token alone would lose the space that it begins with, in some vocabularies, and a character of several tokens
+    would be none. Such a character stands at its last token.
+    """
+    found: list[str] = []
+    begin = read = 0
+    for end in range(1, len(ids) + 1):
+        known, whole = (_decoded(tokenizer, ids[begin:to]) for to in (read, end))
+        if whole.endswith(BROKEN) and end < len(ids):
+            found.append("")
+            continue
+        found.append(whole[len(known) :])
+        begin, read = read, end
+    return found
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def choose_rows(run: FinishedRun, score: RiskScore | None, count: int) -> dict[str, list[int]]:
+    """Row ids worth a look, none of them twice: heading -> the rows below it.
+
+    Args:
+        run: the run.
+        score: of its tokens.
+        count: rows below each heading, at most.
+    """
+    scores = run.scores
+    lengths = np.diff(scores.offsets)
+    masked = _row_means(scores, run.weights.flat() == 0) if run.weights is not None else np.zeros(len(lengths))
+    risk = _row_means(scores, score.values) if score is not None else masked
+    labels = np.array(scores.values("label"), dtype=object)
+    harmful, others = labels == HARMFUL, (labels != HARMFUL) & (labels != np.array(None))
+    every = np.ones(len(lengths), dtype=bool)
+    riskiest = "Riskiest, by the mean score of their tokens" if score is not None else "Masked most"
+    wanted = {riskiest: (-risk, every)}
+    if run.weights is not None and harmful.any():
+        wanted["Labelled harmful, and masked least"] = (masked, harmful)
+        wanted["Labelled otherwise, and masked most"] = (-masked, others & (masked > 0))
+    wanted["Drawn at random"] = (np.random.default_rng(0).random(len(lengths)), every)
+    chosen: dict[str, list[int]] = {}
+    taken = np.zeros(len(lengths), dtype=bool)
+    for heading, (order, among) in wanted.items():
+        ranked = np.argsort(order, kind="stable")
+        picked = ranked[(among & ~taken)[ranked]][:count]
+        taken[picked] = True
+        if len(picked):
+            chosen[heading] = scores.row_ids[picked].tolist()
+    return chosen
+
+
+def _row_means(scores: TokenScores, values: np.ndarray) -> np.ndarray:
+    sums: np.ndarray = np.add.reduceat(values.astype(np.float64), scores.offsets[:-1])
+    return sums / np.diff(scores.offsets)
