@@ -37,7 +37,8 @@ def report(args: Sequence[str]) -> None:
 
     from toss_lightning.files import write_text
     from toss_lightning.report.finished import read_run
-    from toss_lightning.report.page import Shade, render
+    from toss_lightning.report.page import render
+    from toss_lightning.report.shades import Shade
     from toss_lightning.report.terminal import print_row
     from toss_lightning.report.tokens import Rows, risk_score
 

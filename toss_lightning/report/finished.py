@@ -35,6 +35,13 @@ class FinishedRun:
     base: str | None = None
     """Where the tokenizer comes from."""
 
+    @property
+    def method(self) -> str:
+        """What people call what the run did."""
+        if self.facts and self.summary.stages.keys() & {"sft", "target"}:
+            return self.summary.method
+        return "Scores" if self.weights is None else str(self.weights.report.get("method", "Selection"))
+
     def tokenizer(self, name: str | None = None) -> PreTrainedTokenizerBase:
         """The tokenizer that the rows were made with.
 

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.text import Text
 
-from toss_lightning.report.page import Shade
+from toss_lightning.report.shades import Shade
 from toss_lightning.report.tokens import Row, facts_of
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toss_lightning.errors import ConfigError
 from toss_lightning.report.finished import FinishedRun
+from toss_lightning.report.summary import Summary, stage_name
 from toss_lightning.scores import TokenScores, degraded_column
 
 HARMFUL = "harmful"
@@ -28,8 +29,8 @@ class RiskScore:
     @property
     def said(self) -> str:
         """As a legend says it."""
-        first, second = ("the base" if name == "base" else f"the {name} reference" for name in self.made_of)
-        return f"token loss of {first} minus that of {second}"
+        first, second = (stage_name(Summary(), name) for name in self.made_of)
+        return f"token loss of the {first} minus that of the {second}"
 
 
 def risk_score(scores: TokenScores) -> RiskScore | None:
@@ -95,7 +96,7 @@ def facts_of(row: Row) -> list[str]:
     counts = f"{row.response_tokens} response tokens"
     facts = [row.label or "no label", *([row.source] if row.source else [])]
     facts += [f"{row.masked} of {counts} masked" if row.masked else counts]
-    facts += [f"mean score {row.mean_score:+.2f}".replace("-", "−")] if row.mean_score is not None else []
+    facts += [f"mean score {signed(row.mean_score)}"] if row.mean_score is not None else []
     return [*facts, *(["left out of the batches"] if row.left_out else [])]
 
 
@@ -210,3 +211,13 @@ def choose_rows(run: FinishedRun, score: RiskScore | None, count: int) -> dict[s
 def _row_means(scores: TokenScores, values: np.ndarray) -> np.ndarray:
     sums: np.ndarray = np.add.reduceat(values.astype(np.float64), scores.offsets[:-1])
     return sums / np.diff(scores.offsets)
+
+
+def signed(score: float) -> str:
+    """A score as people read it."""
+    return f"{score:+.2f}".replace("-", "−")
+
+
+def visible(said: str) -> str:
+    """With a sign for what would not be seen."""
+    return said.replace("\n", "⏎\n").replace("\t", "⇥\t")
