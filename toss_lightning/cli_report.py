@@ -11,13 +11,13 @@ PAGE = "report.html"
 HELP = f"""usage: toss report RUN_DIR [--out FILE] [--rows N]
        toss report RUN_DIR --row ID [ID ...]
 
-Writes RUN_DIR/{PAGE}, a page about a run of fit, score, select or test: held-out losses, what judges said, how
-scores lie and what they know of labels, what was masked, and rows token by token. It is one file that needs no network,
-and to write it takes no model. It holds texts of the custom set: those of rows that are not labelled benign are blurred
-until one asks for them.
+Writes RUN_DIR/{PAGE}, a page about a run of fit, score, select or test: held-out losses, what judges said, replies
+side by side, how scores lie and what they know of labels, what was masked, and rows token by token. It is one file that
+needs no network, and to write it takes no model. It holds texts of the custom set and of the prompts: what is not
+labelled benign is blurred until one asks for it.
 
   --out FILE               where the page goes instead
-  --rows N                 rows of each kind that are shown token by token: 6 by default
+  --rows N                 rows of each kind, and prompts of each set, that are shown: 6 by default
   --row ID ...             these rows in the terminal, and no page; into a pipe, a line for each response token
   --scores DIR             the scores that a run of toss select read, where they are not in its directory
   --tokenizer NAME         directory or hub id of the base that the rows were tokenised for, where RUN_DIR does not say
@@ -43,12 +43,12 @@ def report(args: Sequence[str]) -> None:
     from toss_lightning.report.tokens import Rows, risk_score
 
     run = read_run(command.run_dir, command.scores)
-    tokenizer = run.tokenizer(command.tokenizer)
-    if command.row:
+    tokenizer = run.tokenizer(command.tokenizer) if run.scores is not None or command.row else None
+    if command.row and run.scores is not None and tokenizer is not None:
         score = risk_score(run.scores)
-        rows, shade, console = Rows(run, tokenizer, score), Shade(score), Console(highlight=False)
+        rows, shade = Rows(run.scores, run.weights, tokenizer, score), Shade(score)
         for row in [rows[row_id] for row_id in command.row]:
-            print_row(row, shade, console)
+            print_row(row, shade, Console(highlight=False))
         return
     page = command.out or command.run_dir / PAGE
     write_text(page, render(run, tokenizer, command.rows))

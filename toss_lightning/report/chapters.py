@@ -21,6 +21,8 @@ from toss_lightning.report.figures import (
 from toss_lightning.report.finished import FinishedRun
 from toss_lightning.report.summary import held_out_cells, selected_words, stage_name
 from toss_lightning.report.tokens import RiskScore, pieces, visible
+from toss_lightning.scores import TokenScores
+from toss_lightning.selection import TokenWeights
 
 MOST_MASKED = 15
 """Tokens of the vocabulary that are listed."""
@@ -99,19 +101,17 @@ def sets(run: FinishedRun) -> Chapter | None:
     return Chapter("Data", tables=[(header, [[one["set"], *(f"{one[key]:,}" for key in keys)] for one in sets])])
 
 
-def scores(run: FinishedRun, score: RiskScore | None, groups: Sequence[Group]) -> Chapter | None:
+def scores(scores: TokenScores, weights: TokenWeights | None, score: RiskScore, groups: Sequence[Group]) -> Chapter:
     """How scores lie, where in a reply, and what they know of labels."""
-    if score is None:
-        return None
     edges, shares = histogram(score, groups)
     middles = ((edges[:-1] + edges[1:]) / 2).tolist()
     lines = [Line(one.name, [*zip(middles, of.tolist(), strict=True)]) for one, of in zip(groups, shares, strict=True)]
     pictures = [
-        chart(lines, Axis("token score, nats"), Axis("share of the tokens", share=True, low=0), _threshold(run, score)),
-        *_places(score.values, "mean token score, nats", run, groups),
+        chart(lines, Axis("token score, nats"), Axis("share of the tokens", share=True, low=0), _cut(weights, score)),
+        *_places(score.values, "mean token score, nats", scores, groups),
     ]
     before = [f"The score of a token: {score.said}, in nats. A higher one is riskier."]
-    known = knowledge(run.scores, score)
+    known = knowledge(scores, score)
     if known is not None:
         before.append(
             f"A token of a row labelled harmful has a higher score than one of another row with probability"
@@ -126,21 +126,20 @@ def scores(run: FinishedRun, score: RiskScore | None, groups: Sequence[Group]) -
     return Chapter("Scores", before, pictures)
 
 
-def _threshold(run: FinishedRun, score: RiskScore) -> Mark | None:
+def _cut(weights: TokenWeights | None, score: RiskScore) -> Mark | None:
     """Where the mask begins, if it is a cut through these scores."""
-    if run.weights is None or (cut := run.weights.report.get("threshold")) is None:
+    if weights is None or (cut := weights.report.get("threshold")) is None:
         return None
-    masked = run.weights.flat() == 0
+    masked = weights.flat() == 0
     if not masked.any() or score.values[masked].min() < cut:
         return None
     return Mark(cut, f"masked from {cut:.2f}".replace("-", "−"))
 
 
-def masked(run: FinishedRun, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> Chapter | None:
+def masked(
+    scores: TokenScores, weights: TokenWeights, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]
+) -> Chapter:
     """How much is masked of each label and source, where in a reply, and which tokens."""
-    weights = run.weights
-    if weights is None:
-        return None
     masked = (weights.flat() == 0).astype(np.float64)
     tables: list[Cells] = [
         (
@@ -155,23 +154,23 @@ def masked(run: FinishedRun, tokenizer: PreTrainedTokenizerBase, groups: Sequenc
     ]
     often = [
         [visible("".join(pieces(tokenizer, [token]))), f"{count:,}", f"{every:,}", f"{count / every:.0%}"]
-        for token, count, every in masked_tokens(run.scores, weights, MOST_MASKED)
+        for token, count, every in masked_tokens(scores, weights, MOST_MASKED)
     ]
     said = selected_words(weights.report)
     return Chapter(
         "What is masked",
         [f"{said[0].upper()}{said[1:]}."] if said else [],
-        _places(masked, "share of the tokens masked", run, groups, share=True),
+        _places(masked, "share of the tokens masked", scores, groups, share=True),
         tables,
         {"Tokens that are masked most often": (["", "masked", "occurs", "share"], often)},
     )
 
 
 def _places(
-    values: np.ndarray, title: str, run: FinishedRun, groups: Sequence[Group], share: bool = False
+    values: np.ndarray, title: str, scores: TokenScores, groups: Sequence[Group], share: bool = False
 ) -> list[str]:
     """A picture of means over the first places of the replies."""
-    means = by_place(run.scores, values, groups)
+    means = by_place(scores, values, groups)
     lines = [Line(one.name, [*enumerate(of, 1)]) for one, of in zip(groups, means, strict=True) if of]
     upward = Axis(title, share=share, low=0 if share else None)
     return [chart(lines, Axis("response token", low=1), upward)] if lines else []

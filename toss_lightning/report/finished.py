@@ -1,7 +1,7 @@
 """What a run has left behind, read back to be looked at."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,20 @@ from toss_lightning.selection import TokenWeights
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """A run's directory, as far as it goes: one that scored has no selection, one that selected no summary."""
+    """A run's directory, as far as it goes: plain fine-tuning has no scores, ``toss select`` no summary, and so on."""
 
     directory: Path
-    scores: TokenScores
+    scores: TokenScores | None = None
     """Of the round that was selected from, where there is a selection."""
     weights: TokenWeights | None = None
+    """Of the rows in :attr:`scores`; None without these."""
     summary: Summary = field(default_factory=Summary)
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What summary.json says, of which :attr:`summary` is a part."""
     evaluation: Mapping[str, Any] | None = None
     """evaluation.json."""
+    responses: Sequence[Mapping[str, Any]] = ()
+    """The lines of responses.jsonl."""
     base: str | None = None
     """Where the tokenizer comes from."""
 
@@ -49,9 +52,14 @@ class FinishedRun:
             name: a directory or hub id to take it from; the run's base by default.
 
         Raises:
-            ConfigError: nothing says where it is, or it is another one.
+            ConfigError: there are no rows, nothing says where it is, or it is another one.
             ModelError: it cannot be loaded.
         """
+        if self.scores is None:
+            raise ConfigError(
+                f"toss report {self.directory}: no token scores here, and so no rows: name a run of toss fit with the"
+                " step score, a run of toss score, or the directory of the scores that this one read with --scores"
+            )
         wanted = name or self.base
         if wanted is None:
             raise ConfigError(
@@ -74,7 +82,7 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
         scores_from: its scores, where they are neither in the directory nor where its configuration says.
 
     Raises:
-        ConfigError: there is no such directory, or it is not known where the scores are.
+        ConfigError: there is no such directory, or nothing in it that a run leaves behind.
         StoreError: something in it is damaged, or its selection is of other rows than its scores.
     """
     if not directory.is_dir():
@@ -85,17 +93,19 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
     store = scores_from or _place(directory, "scores")
     if store is None and selection is not None and (selection.parent / "scores").is_dir():
         store = selection.parent / "scores"  # one that was taken over lies beside what it was made from
-    if store is None:
-        raise ConfigError(
-            f"toss report {directory}: no token scores here, and so no tokens to show: name a run of toss fit or of"
-            " toss score, or the directory of the scores that this one read with --scores"
-        )
-    weights = TokenWeights.load(selection) if selection is not None else None
-    scores = TokenScores(store, None if weights is None else weights.report.get("round"))
-    if weights is not None and selection is not None:
+    weights = TokenWeights.load(selection) if selection is not None and store is not None else None
+    scores = None
+    if store is not None:
+        scores = TokenScores(store, None if weights is None else weights.report.get("round"))
+    if scores is not None and weights is not None:
         tokens = dict(zip(scores.row_ids.tolist(), np.diff(scores.offsets).tolist(), strict=True))
-        weights.check(scores.hashes(), selection, scores.fingerprints, tokens)
-    facts = _read(directory / "summary.json")
+        weights.check(scores.hashes(), selection or directory, scores.fingerprints, tokens)
+    facts, evaluation = _read(directory / "summary.json"), directory / "evaluation"
+    judged = _read(evaluation / "evaluation.json")
+    if scores is None and not facts and not judged:
+        raise ConfigError(
+            f"toss report {directory}: neither scores nor a summary nor an evaluation here: name the directory of a run"
+        )
     known = {one.name: facts[one.name] for one in fields(Summary) if one.name in facts}
     return FinishedRun(
         directory,
@@ -103,8 +113,9 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
         weights,
         Summary(**known),
         facts,
-        _read(directory / "evaluation" / "evaluation.json") or None,
-        (facts or _read(store.parent / "summary.json")).get("base"),
+        judged or None,
+        _read_lines(evaluation / "responses.jsonl") if judged else [],
+        (facts or (_read(store.parent / "summary.json") if store is not None else {})).get("base"),
     )
 
 
@@ -140,3 +151,15 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StoreError(f"{file}: not what a run writes: run the step that wrote it again")
     return content
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file that a run wrote.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{file}: damaged ({error}): run toss test again") from error

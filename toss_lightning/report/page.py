@@ -10,6 +10,7 @@ from toss_lightning import __version__
 from toss_lightning.report import chapters
 from toss_lightning.report.figures import groups_of
 from toss_lightning.report.finished import FinishedRun
+from toss_lightning.report.replies import choose_exchanges
 from toss_lightning.report.shades import Shade
 from toss_lightning.report.summary import plain_words
 from toss_lightning.report.tokens import Row, Rows, Token, choose_rows, facts_of, risk_score, signed, visible
@@ -21,26 +22,37 @@ BENIGN = "benign"
 """The label of rows whose texts are shown at once."""
 
 
-def render(run: FinishedRun, tokenizer: PreTrainedTokenizerBase, count: int = ROWS) -> str:
+def render(run: FinishedRun, tokenizer: PreTrainedTokenizerBase | None = None, count: int = ROWS) -> str:
     """The page of a run.
 
     Args:
         run: what it left behind.
-        tokenizer: that of its rows.
-        count: rows below each heading, at most.
+        tokenizer: that of its rows, where it has scores.
+        count: rows and replies below each heading, at most.
 
     Raises:
         StoreError: its scores are damaged.
     """
-    score, groups = risk_score(run.scores), groups_of(run.scores)
+    summary = run.summary
     before = [chapters.held_out(run), chapters.probe(run), chapters.evaluation(run)]
-    before += [chapters.scores(run, score, groups), chapters.masked(run, tokenizer, groups)]
+    parts: dict[str, Any] = {"shades": {}, "made_of": None, "rows": {}}
+    if run.scores is not None:
+        assert tokenizer is not None
+        scores, weights, score = run.scores, run.weights, risk_score(run.scores)
+        groups, shade = groups_of(scores), Shade(score)
+        before += [chapters.scores(scores, weights, score, groups) if score is not None else None]
+        before += [chapters.masked(scores, weights, tokenizer, groups) if weights is not None else None]
+        rows = Rows(scores, weights, tokenizer, score)
+        chosen = choose_rows(scores, weights, score, count)
+        parts = {
+            "shades": shade.colours,
+            "made_of": score.said if score is not None else None,
+            "rows": {heading: [_shown(rows[row_id], shade) for row_id in ids] for heading, ids in chosen.items()},
+        }
     behind = [chapters.rounds(run), chapters.sets(run)]
-    rows, shade, chosen = Rows(run, tokenizer, score), Shade(score), choose_rows(run, score, count)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
-    summary = run.summary
     return template.render(
         title=f"{run.method}: {run.directory}",
         subtitle=_subtitle(run),
@@ -48,18 +60,18 @@ def render(run: FinishedRun, tokenizer: PreTrainedTokenizerBase, count: int = RO
         words=[sentence for sentence in (plain_words(summary),) if sentence],
         before=[chapter for chapter in before if chapter is not None],
         behind=[chapter for chapter in behind if chapter is not None],
-        made_of=score.said if score is not None else None,
-        shades=shade.colours,
         selected=run.weights is not None,
-        rows={heading: [_shown(rows[row_id], shade) for row_id in ids] for heading, ids in chosen.items()},
+        asked=choose_exchanges(run.responses, run.evaluation["names"] if run.evaluation else {}, count),
+        benign=BENIGN,
         version=__version__,
+        **parts,
     )
 
 
 def _subtitle(run: FinishedRun) -> str:
     facts = run.facts
     if not facts:
-        return f"Scores of {run.scores.path}"
+        return f"Scores of {run.scores.path}" if run.scores is not None else ""
     parts = [facts["base"], run.summary.precision, facts["device"], f"seed {facts['seed']}"]
     parts += [f"{facts['optimizer_steps']} optimizer steps", f"finished {facts['finished']}"]
     return " · ".join(part for part in parts if part)

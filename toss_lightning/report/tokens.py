@@ -7,9 +7,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from toss_lightning.errors import ConfigError
-from toss_lightning.report.finished import FinishedRun
 from toss_lightning.report.summary import Summary, stage_name
 from toss_lightning.scores import TokenScores, degraded_column
+from toss_lightning.selection import TokenWeights
 
 HARMFUL = "harmful"
 """The label that tables and pictures look for."""
@@ -101,17 +101,23 @@ def facts_of(row: Row) -> list[str]:
 
 
 class Rows:
-    """The rows of a run, by row id.
+    """The rows of a store, by row id.
 
     Args:
-        run: the run.
+        scores: the store.
+        weights: what was selected from it.
         tokenizer: that of its rows.
         score: of its tokens.
     """
 
-    def __init__(self, run: FinishedRun, tokenizer: PreTrainedTokenizerBase, score: RiskScore | None) -> None:
-        scores = run.scores
-        self.run, self.tokenizer, self.score = run, tokenizer, score
+    def __init__(
+        self,
+        scores: TokenScores,
+        weights: TokenWeights | None,
+        tokenizer: PreTrainedTokenizerBase,
+        score: RiskScore | None,
+    ) -> None:
+        self.scores, self.weights, self.tokenizer, self.score = scores, weights, tokenizer, score
         self._at = {row_id: at for at, row_id in enumerate(scores.row_ids.tolist())}
         self._ids, self._positions = scores.lists("input_ids"), scores.lists("response_positions")
         self._labels, self._sources = scores.values("label"), scores.values("source")
@@ -128,12 +134,12 @@ class Rows:
         if row_id not in self._at:
             known = f"{min(self._at)} to {max(self._at)}"
             raise ConfigError(
-                f"--row {row_id}: no such row in {self.run.scores.path}, whose row ids go from {known} (rows that were"
+                f"--row {row_id}: no such row in {self.scores.path}, whose row ids go from {known} (rows that were"
                 " left out of the set are counted)"
             )
         at = self._at[row_id]
-        here = slice(*self.run.scores.offsets[at : at + 2].tolist())
-        weights = self.run.weights.weights[row_id] if self.run.weights is not None else None
+        here = slice(*self.scores.offsets[at : at + 2].tolist())
+        weights = self.weights.weights[row_id] if self.weights is not None else None
         texts = [Token(text) for text in pieces(self.tokenizer, self._ids[at].tolist())]
         scores = self.score.values[here] if self.score is not None else None
         for ordinal, position in enumerate(self._positions[at].tolist()):
@@ -150,7 +156,7 @@ class Rows:
             self._sources[at],
             texts,
             float(scores.mean()) if scores is not None else None,
-            self.run.weights is not None and row_id in self.run.weights.left_out,
+            self.weights is not None and row_id in self.weights.left_out,
         )
 
 
@@ -176,24 +182,26 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def choose_rows(run: FinishedRun, score: RiskScore | None, count: int) -> dict[str, list[int]]:
+def choose_rows(
+    scores: TokenScores, weights: TokenWeights | None, score: RiskScore | None, count: int
+) -> dict[str, list[int]]:
     """Row ids worth a look, none of them twice: heading -> the rows below it.
 
     Args:
-        run: the run.
+        scores: the store.
+        weights: what was selected from it.
         score: of its tokens.
         count: rows below each heading, at most.
     """
-    scores = run.scores
     lengths = np.diff(scores.offsets)
-    masked = _row_means(scores, run.weights.flat() == 0) if run.weights is not None else np.zeros(len(lengths))
+    masked = _row_means(scores, weights.flat() == 0) if weights is not None else np.zeros(len(lengths))
     risk = _row_means(scores, score.values) if score is not None else masked
     labels = np.array(scores.values("label"), dtype=object)
     harmful, others = labels == HARMFUL, (labels != HARMFUL) & (labels != np.array(None))
     every = np.ones(len(lengths), dtype=bool)
     riskiest = "Riskiest, by the mean score of their tokens" if score is not None else "Masked most"
     wanted = {riskiest: (-risk, every)}
-    if run.weights is not None and harmful.any():
+    if weights is not None and harmful.any():
         wanted["Labelled harmful, and masked least"] = (masked, harmful)
         wanted["Labelled otherwise, and masked most"] = (-masked, others & (masked > 0))
     wanted["Drawn at random"] = (np.random.default_rng(0).random(len(lengths)), every)
