@@ -1,11 +1,12 @@
 """``toss report``: a page about a run, or some of its rows in the terminal."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import ConfigError, StoreError
 
 PAGE = "report.html"
 HELP = f"""usage: toss report RUN_DIR [--out FILE] [--rows N]
@@ -14,12 +15,12 @@ HELP = f"""usage: toss report RUN_DIR [--out FILE] [--rows N]
 Writes RUN_DIR/{PAGE}, a page about a run of fit, score, select or test: held-out losses, what judges said, replies
 side by side, how scores lie and what they know of labels, what was masked, and rows token by token. It is one file that
 needs no network, and to write it takes no model. It holds texts of the custom set and of the prompts: what is not
-labelled benign is blurred until one asks for it.
+labelled benign is hidden until one asks for it, but it is in the file.
 
   --out FILE               where the page goes instead
   --rows N                 rows of each kind, and prompts of each set, that are shown: 6 by default
   --row ID ...             these rows in the terminal, and no page; into a pipe, a line for each response token
-  --scores DIR             the scores that a run of toss select read, where they are not in its directory
+  --scores DIR             the scores that were selected from, where neither RUN_DIR nor its configuration has them
   --tokenizer NAME         directory or hub id of the base that the rows were tokenised for, where RUN_DIR does not say
 """
 
@@ -37,12 +38,15 @@ def report(args: Sequence[str]) -> None:
 
     from toss_lightning.files import write_text
     from toss_lightning.report.finished import read_run
-    from toss_lightning.report.page import render
+    from toss_lightning.report.page import ROWS, render
     from toss_lightning.report.shades import Shade
     from toss_lightning.report.terminal import print_row
     from toss_lightning.report.tokens import Rows, risk_score
 
-    run = read_run(command.run_dir, command.scores)
+    try:
+        run = read_run(command.run_dir, command.scores)
+    except OSError as error:
+        raise StoreError(f"{command.run_dir}: cannot be read ({error.strerror or error})") from error
     tokenizer = run.tokenizer(command.tokenizer) if run.scores is not None or command.row else None
     if command.row and run.scores is not None and tokenizer is not None:
         score = risk_score(run.scores)
@@ -51,7 +55,7 @@ def report(args: Sequence[str]) -> None:
             print_row(row, shade, Console(highlight=False))
         return
     page = command.out or command.run_dir / PAGE
-    write_text(page, render(run, tokenizer, command.rows))
+    write_text(page, render(run, tokenizer, command.rows or ROWS), "name another file with --out")
     print(page)
 
 
@@ -64,15 +68,23 @@ def read_command(args: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="toss report", add_help=False, allow_abbrev=False)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--rows", type=int, default=6)
+    parser.add_argument("--rows", type=int)
     parser.add_argument("--row", type=int, nargs="+", default=[])
     parser.add_argument("--scores", type=Path)
     parser.add_argument("--tokenizer")
     command = parser.parse_args(args)
-    if command.rows < 1:
+    if command.rows is not None and command.rows < 1:
         raise ConfigError(f"toss report --rows {command.rows}: give at least 1")
-    if command.row and command.out is not None:
-        raise ConfigError("toss report: --row prints rows, and --out says where a page goes: leave one of them out")
+    if command.row and (command.out is not None or command.rows is not None):
+        raise ConfigError(
+            "toss report: --row prints rows; --out and --rows are of the page: leave one or the other out"
+        )
+    if command.out is not None and (not command.out.name or os.path.isdir(command.out)):
+        raise ConfigError(f"toss report --out {command.out}: not the name of a file: give one, such as {PAGE}")
+    # os.path calls a text that is too long for a name no directory, where pathlib raises
+    if not os.path.isdir(command.run_dir):
+        what = "a file" if os.path.isfile(command.run_dir) else "no such directory"
+        raise ConfigError(f"toss report {command.run_dir}: {what}: name the directory of a run, such as runs/demo")
     return command
 
 

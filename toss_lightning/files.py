@@ -29,8 +29,12 @@ HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, instead: str = RUN_DIR) -> Iterator[Path]:
     """Yields a path to write to; what is there when the block ends without an error takes the place of ``path``.
+
+    Args:
+        path: the file.
+        instead: what a person may do who has no space to free.
 
     Raises:
         StoreError: the disk is full, read-only or otherwise refuses; the old file is still there.
@@ -41,7 +45,7 @@ def new_file(path: Path) -> Iterator[Path]:
         yield temporary
         put_in_place(temporary, path)
     except OSError as error:
-        raise StoreError(cannot_write(path, error)) from error
+        raise StoreError(cannot_write(path, error, instead)) from error
     finally:
         with suppress(OSError):  # where nothing can be written there is nothing to remove
             temporary.unlink(missing_ok=True)
@@ -54,9 +58,9 @@ def put_in_place(temporary: Path, path: Path) -> None:
     _to_disk(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces ``path`` by ``text`` in one step. Raises as :func:`new_file`."""
-    with new_file(path) as temporary:
+def write_text(path: Path, text: str, instead: str = RUN_DIR) -> None:
+    """Replaces ``path`` by ``text`` in one step. Arguments and errors as of :func:`new_file`."""
+    with new_file(path, instead) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """The numbers of an evaluation as tables, for a terminal and for Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -101,17 +101,27 @@ def markdown(report: Mapping[str, Any], names: Names, picture: str | None = None
             "that is high at the first positions alone says that how replies begin has changed.",
             "",
         ]
-    if report["agreement"]:
-        parts += ["## Agreement of the judges", "", *_agreement_lines(report["agreement"]), ""]
-    if any(report["cut"].values()):
-        cut = ", ".join(f"{names.get(name, name)} {count}" for name, count in report["cut"].items())
-        parts += [f"Replies that were cut at max_new_tokens: {cut}.", ""]
-    if report.get("lm_eval"):
-        parts += [*_benchmark_lines(report["lm_eval"]), ""]
+    header, lines = agreement_of(report)
+    if lines:
+        parts += ["## Agreement of the judges", "", *markdown_table(header, lines), ""]
+    if cut := cut_words(report, names):
+        parts += [cut, ""]
+    if tasks := tasks_of(report):
+        parts += [f"Tasks of lm-evaluation-harness {report['lm_eval']['version']}:", ""]
+        parts += [*(f"- {one}" for one in tasks), ""]
     return "\n".join(parts)
 
 
-def _agreement_lines(agreement: Sequence[Mapping[str, Any]]) -> list[str]:
+def cut_words(report: Mapping[str, Any], names: Names) -> str:
+    """How many replies were cut; nothing where none was."""
+    if not any(report["cut"].values()):
+        return ""
+    cut = ", ".join(f"{names.get(name, name)} {count}" for name, count in report["cut"].items())
+    return f"Replies that were cut at max_new_tokens: {cut}."
+
+
+def agreement_of(report: Mapping[str, Any]) -> Cells:
+    """The cells of the table of pairs of judges."""
     lines = [
         [
             " / ".join(one["judges"]),
@@ -120,9 +130,9 @@ def _agreement_lines(agreement: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{one['share']:.0%}",
             str(one["decided"]),
         ]
-        for one in agreement
+        for one in report["agreement"]
     ]
-    return markdown_table(["judges", "of", "kappa", "same verdict", "responses"], lines)
+    return ["judges", "of", "kappa", "same verdict", "responses"], lines
 
 
 def _kappa(one: Mapping[str, Any]) -> str:
@@ -133,16 +143,19 @@ def _kappa(one: Mapping[str, Any]) -> str:
     return f"{one['kappa']:.2f}{ends}".replace("-", "−")
 
 
-def _benchmark_lines(found: Mapping[str, Any]) -> list[str]:
-    """Which tasks were asked, and how; those of a group are counted."""
+def tasks_of(report: Mapping[str, Any]) -> list[str]:
+    """Which tasks of lm-evaluation-harness were asked, and how; those of a group are counted."""
+    found = report.get("lm_eval")
+    if not found:
+        return []
     grouped = {task for tasks in found["groups"].values() for task in tasks}
-    lines = [f"Tasks of lm-evaluation-harness {found['version']}:", ""]
+    lines = []
     for name, one in found["tasks"].items():
         if name not in grouped:
             asked = f"{one['asked']} of {one['questions']} questions"
-            lines.append(f"- {name}, version {one['version']}: {one['num_fewshot']}-shot, {asked}")
+            lines.append(f"{name}, version {one['version']}: {one['num_fewshot']}-shot, {asked}")
     for name, tasks in found["groups"].items():
         asked, whole = (sum(found["tasks"][task][key] for task in tasks) for key in ("asked", "questions"))
         shots = "/".join(sorted({str(found["tasks"][task]["num_fewshot"]) for task in tasks}))
-        lines.append(f"- {name}, {len(tasks)} tasks: {shots}-shot, {asked} of {whole} questions")
+        lines.append(f"{name}, {len(tasks)} tasks: {shots}-shot, {asked} of {whole} questions")
     return lines

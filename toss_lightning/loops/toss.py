@@ -22,7 +22,7 @@ from toss_lightning.progress import say
 from toss_lightning.ranks import on_first_rank
 from toss_lightning.report.cards import Rendered, model_card
 from toss_lightning.report.summary import method_of, stage_name
-from toss_lightning.scores import TokenScores
+from toss_lightning.scores import TokenScores, degraded_column
 from toss_lightning.selection import OnlineSelection, TokenWeights
 
 
@@ -290,7 +290,9 @@ class TossLoop(TossPlan):
         scores = TokenScores(self._store, self.scores_round)
         found = self.selection.select(scores)
         made_by = Method(self.selection)
+        read = {degraded_column(scores.round) if name == "degraded" else name for name in self.selection.columns}
         about = {
+            "adapters": {name: digest for name, digest in scores.adapters.items() if name in read},
             "method": made_by.selected(scores.round),
             "safety_rows": made_by.companion_rows,
             "weighed_in_training": isinstance(self.selection, OnlineSelection),

@@ -6,11 +6,35 @@ from dataclasses import dataclass
 from toss_lightning.report.tokens import HARMFUL
 from toss_lightning.svg import COLOURS, DARK, GREY, PALE, head, line, polyline, round_ticks, text, width_of
 
-WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 66, 52
+WIDTH, PLOT = 460, 182
+"""Of the picture, and the height of the field that lines are drawn in."""
+LEFT, RIGHT, TITLE, BOTTOM = 58, 16, 44, 52
+ENTRY = 22
+"""Height of a line of the legend."""
+LONGEST = 44
+"""Signs of a name in the legend."""
 BLUE, RED, *MORE = COLOURS
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
-"""Of lines, so that they are told apart without colours too."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a line is told from others, with and without colours."""
+
+    colour: str
+    dashes: str
+    width: float = 2
+
+
+BLIND = Style(GREY, "1 3", 1.2)
+"""Of a line to compare with."""
+
+
+def styles_of(names: Sequence[str]) -> list[Style]:
+    """A style for each name; harmful rows have the same one in every picture."""
+    others = [name for name in names if name != HARMFUL]
+    colours = {name: (BLUE, *MORE)[at % (len(MORE) + 1)] for at, name in enumerate(others)} | {HARMFUL: RED}
+    return [Style(colours[name], DASHES[at % len(DASHES)]) for at, name in enumerate(names)]
 
 
 @dataclass(frozen=True)
@@ -19,8 +43,7 @@ class Line:
 
     name: str
     points: Sequence[tuple[float, float]]
-    fades: bool = False
-    """It is there to compare with, and has no place in the legend."""
+    style: Style
 
 
 @dataclass(frozen=True)
@@ -53,54 +76,56 @@ def chart(lines: Sequence[Line], across: Axis, upward: Axis, mark: Mark | None =
     points = [point for one in lines for point in one.points]
     x_ends = _ends([x for x, _ in points] + ([mark.at] if mark else []), across)
     y_ends = _ends([y for _, y in points], upward, 0.06)
+    legend, top = _legend(lines)
+    bottom, right = top + PLOT, WIDTH - RIGHT
 
     def x_of(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - x_ends[0]) / (x_ends[1] - x_ends[0])
+        return LEFT + (right - LEFT) * (value - x_ends[0]) / (x_ends[1] - x_ends[0])
 
     def y_of(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - y_ends[0]) / (y_ends[1] - y_ends[0])
+        return bottom - PLOT * (value - y_ends[0]) / (y_ends[1] - y_ends[0])
 
     said = f"{upward.title} by {across.title}, for {', '.join(one.name for one in lines)}"
-    parts = [*head(WIDTH, HEIGHT, said), text(14, 22, upward.title, "start", "bold")]
+    parts = [*head(WIDTH, bottom + BOTTOM, said), text(14, 22, upward.title, "start", "bold"), *legend]
     for value, label in _ticks(x_ends, across, 8):
-        parts += [line(x_of(value), HEIGHT - BOTTOM, x_of(value), HEIGHT - BOTTOM + 5, DARK)]
-        parts += [text(x_of(value), HEIGHT - BOTTOM + 20, label, "middle")]
+        parts += [line(x_of(value), bottom, x_of(value), bottom + 5, DARK)]
+        parts += [text(x_of(value), bottom + 20, label, "middle")]
     for value, label in _ticks(y_ends, upward, 6):
-        parts += [line(LEFT, y_of(value), WIDTH - RIGHT, y_of(value), PALE)]
-        parts += [text(LEFT - 8, y_of(value) + 4.5, label, "end")]
-    parts += [
-        line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, DARK),
-        line(LEFT, TOP, LEFT, HEIGHT - BOTTOM, DARK),
-    ]
-    parts += [text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, across.title, "middle")]
+        parts += [line(LEFT, y_of(value), right, y_of(value), PALE), text(LEFT - 8, y_of(value) + 4.5, label, "end")]
+    parts += [line(LEFT, bottom, right, bottom, DARK), line(LEFT, top, LEFT, bottom, DARK)]
+    parts += [text((LEFT + right) / 2, bottom + 40, across.title, "middle")]
     if mark is not None:
-        parts += [line(x_of(mark.at), TOP, x_of(mark.at), HEIGHT - BOTTOM, DARK, "4 3")]
         is_right = x_of(mark.at) + width_of(mark.said) < WIDTH
-        parts += [text(x_of(mark.at) + (5 if is_right else -5), TOP - 4, mark.said, "start" if is_right else "end")]
-    legend, colours = 14.0, colours_of([one.name for one in lines])
-    for at, one in enumerate(lines):
-        colour, dashes = (GREY, "1 3") if one.fades else (colours[one.name], DASHES[at % len(DASHES)])
+        parts += [line(x_of(mark.at), top, x_of(mark.at), bottom, DARK, "4 3")]
+        parts += [text(x_of(mark.at) + (5 if is_right else -5), top - 4, mark.said, "start" if is_right else "end")]
+    for one in lines:
         placed = [(x_of(x), y_of(y)) for x, y in one.points]
-        parts += [polyline(placed, colour, dashes, 1.2 if one.fades else 2)]
-        if not one.fades:
-            x, y = placed[0]
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>'] if len(placed) == 1 else []
-            parts += [line(legend, 44, legend + 26, 44, colour, dashes, 2), text(legend + 32, 48.5, one.name)]
-            legend += 32 + width_of(one.name) + 22
+        parts += [polyline(placed, one.style.colour, one.style.dashes, one.style.width)]
+        if len(placed) == 1:
+            parts += [f'<circle cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="2.5" fill="{one.style.colour}"/>']
     return "\n".join([*parts, "</svg>", ""])
 
 
-def colours_of(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each; harmful rows have the same one in every picture."""
-    others = [name for name in names if name != HARMFUL]
-    return {HARMFUL: RED} | {name: (BLUE, *MORE)[at % (len(MORE) + 1)] for at, name in enumerate(others)}
+def _legend(lines: Sequence[Line]) -> tuple[list[str], int]:
+    """The names of the lines, in as many rows as they need; and where the field below them begins."""
+    parts, x, y = [], 14.0, TITLE
+    for one in lines:
+        name = one.name if len(one.name) <= LONGEST else f"{one.name[: LONGEST - 1]}…"
+        if x > 14 and x + 32 + width_of(name) > WIDTH:
+            x, y = 14.0, y + ENTRY
+        parts += [line(x, y, x + 26, y, one.style.colour, one.style.dashes, one.style.width)]
+        parts += [text(x + 32, y + 4.5, name)]
+        x += 32 + width_of(name) + 22
+    return parts, y + ENTRY
 
 
 def _ends(values: Sequence[float], axis: Axis, room: float = 0.0) -> tuple[float, float]:
     low, high = min(values), max(values)
     low = low - room * (high - low) if axis.low is None else axis.low
     high += room * (high - low)
-    return (low, high) if low < high else (low - 0.5, low + 0.5)
+    if low < high:
+        return low, high
+    return (low, low + 0.1) if axis.share else (low - 0.5, low + 0.5)
 
 
 def _ticks(ends: tuple[float, float], axis: Axis, most: int) -> list[tuple[float, str]]:

@@ -14,7 +14,7 @@ GROUPS = 3
 """How many labels a picture tells apart."""
 FEW = 8
 """Tokens below which a mean says nothing."""
-REST = "others"
+UNLABELLED = "no label"
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ def groups_of(scores: TokenScores) -> list[Group]:
     if not counts:
         return [Group("all rows", np.ones(int(scores.offsets[-1]), dtype=bool))]
     ranked = sorted(counts, key=lambda label: (label != HARMFUL, -counts[label], label))
-    named = ranked if len(ranked) <= GROUPS else ranked[: GROUPS - 1]
-    of_rows = [label if label in named else REST for label in labels]
-    return [
-        Group(name, np.repeat([one == name for one in of_rows], lengths)) for name in dict.fromkeys([*named, *of_rows])
-    ]
+    rest = ranked[GROUPS - 1 :] if len(ranked) > GROUPS else []
+    called = {label: f"({len(rest)} more)" if label in rest else label for label in ranked}
+    of_rows = [UNLABELLED if label is None else called[label] for label in labels]
+    names = dict.fromkeys([*called.values(), *of_rows])
+    return [Group(name, np.repeat([one == name for one in of_rows], lengths)) for name in names]
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """How well scores tell rows labelled harmful from the others, whose every token takes its row's label."""
+    """How well scores tell rows labelled harmful from others with a label; every token counts as its row."""
 
     tokens: float
     """AUROC of token scores."""
@@ -74,10 +74,9 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
         values: Shape ``[N]``.
         positive: Shape ``[N]`` bool, some true and some false.
     """
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    ours, theirs = int(positive.sum()), int((~positive).sum())
-    return float((ranks[positive].sum() - ours * (ours + 1) / 2) / (ours * theirs))
+    ours, theirs = np.sort(values[positive]), np.sort(values[~positive])
+    below, not_above = (np.searchsorted(theirs, ours, side).sum(dtype=np.float64) for side in ("left", "right"))
+    return float((below + not_above) / 2 / (len(ours) * len(theirs)))
 
 
 def histogram(score: RiskScore, groups: Sequence[Group], bins: int = 48) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -94,14 +93,13 @@ def histogram(score: RiskScore, groups: Sequence[Group], bins: int = 48) -> tupl
 
 
 def found_by_share(score: RiskScore, groups: Sequence[Group], shares: Sequence[float]) -> list[list[float]]:
-    """Of each group, the share of its tokens among the riskiest ``share`` of all tokens, for each of ``shares``."""
-    order = np.argsort(-score.values, kind="stable")
-    cuts = [int(share * len(order)) for share in shares]
-    found = []
-    for one in groups:
-        among = np.concatenate([[0], np.cumsum(one.tokens[order])])
-        found.append([float(among[cut] / one.tokens.sum()) for cut in cuts])
-    return found
+    """Of each group, the share of its tokens that a mask of the riskiest ``share`` of all would take, for ``shares``.
+
+    Tokens whose score equals that of the last one are counted in.
+    """
+    ranked = np.sort(score.values)
+    cuts = [ranked[len(ranked) - count] if (count := int(share * len(ranked))) else np.inf for share in shares]
+    return [[float((score.values[one.tokens] >= cut).mean()) for cut in cuts] for one in groups]
 
 
 def by_place(scores: TokenScores, values: np.ndarray, groups: Sequence[Group], most: int = 40) -> list[list[float]]:
@@ -126,8 +124,7 @@ def masked_tokens(scores: TokenScores, weights: TokenWeights, count: int) -> lis
     ids = np.concatenate(
         [row[at] for row, at in zip(scores.lists("input_ids"), scores.lists("response_positions"), strict=True)]
     )
-    known, place = np.unique(ids, return_inverse=True)
-    masked = np.bincount(place[weights.flat() == 0], minlength=len(known))
-    every = np.bincount(place, minlength=len(known))
+    every = np.bincount(ids)
+    masked = np.bincount(ids[weights.flat() == 0], minlength=len(every))
     ranked = np.argsort(-masked, kind="stable")[:count].tolist()
-    return [(int(known[at]), int(masked[at]), int(every[at])) for at in ranked if masked[at]]
+    return [(token, int(masked[token]), int(every[token])) for token in ranked if masked[token]]

@@ -14,6 +14,7 @@ from toss_lightning.report.replies import choose_exchanges
 from toss_lightning.report.shades import Shade
 from toss_lightning.report.summary import plain_words
 from toss_lightning.report.tokens import Row, Rows, Token, choose_rows, facts_of, risk_score, signed, visible
+from toss_lightning.selection import TokenWeights
 
 TEMPLATE = Path(__file__).with_name("page.html")
 ROWS = 6
@@ -33,47 +34,68 @@ def render(run: FinishedRun, tokenizer: PreTrainedTokenizerBase | None = None, c
     Raises:
         StoreError: its scores are damaged.
     """
-    summary = run.summary
-    before = [chapters.held_out(run), chapters.probe(run), chapters.evaluation(run)]
-    parts: dict[str, Any] = {"shades": {}, "made_of": None, "rows": {}}
-    if run.scores is not None:
-        assert tokenizer is not None
-        scores, weights, score = run.scores, run.weights, risk_score(run.scores)
-        groups, shade = groups_of(scores), Shade(score)
-        before += [chapters.scores(scores, weights, score, groups) if score is not None else None]
-        before += [chapters.masked(scores, weights, tokenizer, groups) if weights is not None else None]
+    summary, scores, weights = run.summary, run.scores, run.weights
+    score = risk_score(scores) if scores is not None else None
+    groups, shade = groups_of(scores) if scores is not None else [], Shade(score)
+    before = [chapters.held_out(run), chapters.probe(run), chapters.correction(run), chapters.evaluation(run)]
+    if scores is not None and score is not None:
+        before.append(chapters.scores(scores, weights, score, groups))
+    if weights is not None:
+        before.append(chapters.masked(weights, scores, groups, tokenizer))
+    behind = [chapters.rounds(run), chapters.sets(run)]
+    shown = {}
+    if scores is not None and tokenizer is not None:
         rows = Rows(scores, weights, tokenizer, score)
         chosen = choose_rows(scores, weights, score, count)
-        parts = {
-            "shades": shade.colours,
-            "made_of": score.said if score is not None else None,
-            "rows": {heading: [_shown(rows[row_id], shade) for row_id in ids] for heading, ids in chosen.items()},
-        }
-    behind = [chapters.rounds(run), chapters.sets(run)]
+        shown = {heading: [_shown(rows[row_id], shade) for row_id in ids] for heading, ids in chosen.items()}
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
     return template.render(
-        title=f"{run.method}: {run.directory}",
+        title=f"{run.method}: {run.directory if run.directory.name.strip('.') else run.directory.resolve()}",
         subtitle=_subtitle(run),
-        warnings=[*summary.weak.values(), *summary.stopped.values(), *summary.idle],
+        warnings=_warnings(run),
         words=[sentence for sentence in (plain_words(summary),) if sentence],
         before=[chapter for chapter in before if chapter is not None],
         behind=[chapter for chapter in behind if chapter is not None],
-        selected=run.weights is not None,
-        asked=choose_exchanges(run.responses, run.evaluation["names"] if run.evaluation else {}, count),
+        asked=choose_exchanges(run.responses, run.evaluation or {}, count),
+        rows=shown,
+        made_of=score.said if score is not None else None,
+        shades=shade.colours,
+        signs=_signs(weights),
         benign=BENIGN,
         version=__version__,
-        **parts,
     )
+
+
+def _warnings(run: FinishedRun) -> list[str]:
+    """What a person should know before they look at any number."""
+    summary = run.summary
+    found = [*run.warnings, *summary.weak.values(), *summary.stopped.values(), *summary.idle]
+    if run.weights is not None and run.facts and "target" not in summary.stages:
+        found.append("No target was trained here with the selection that is shown.")
+    return found + [
+        f"{judge} has not judged: {why}" for judge, why in (run.evaluation or {}).get("failed_judges", {}).items()
+    ]
+
+
+def _signs(weights: TokenWeights | None) -> list[str]:
+    """What lines below tokens say."""
+    if weights is None:
+        return ["Nothing has been selected."]
+    signs = ["A solid line below a token: it is left out of the task loss."] if (weights.flat() == 0).any() else []
+    if weights.anchor:
+        signs.append("A dotted line below it: its prediction is held to the base's.")
+    return signs
 
 
 def _subtitle(run: FinishedRun) -> str:
     facts = run.facts
     if not facts:
         return f"Scores of {run.scores.path}" if run.scores is not None else ""
-    parts = [facts["base"], run.summary.precision, facts["device"], f"seed {facts['seed']}"]
-    parts += [f"{facts['optimizer_steps']} optimizer steps", f"finished {facts['finished']}"]
+    parts = [facts.get("base"), run.summary.precision, facts.get("device")]
+    counts = (("seed", "seed {}"), ("optimizer_steps", "{} optimizer steps"), ("finished", "finished {}"))
+    parts += [said.format(facts[key]) for key, said in counts if key in facts]
     return " · ".join(part for part in parts if part)
 
 
@@ -85,9 +107,10 @@ def _shown(row: Row, shade: Shade) -> dict[str, Any]:
         "facts": facts_of(row),
         "tokens": [
             {
-                "text": visible(token.text),
+                "text": visible(token.text) or ("·" if token.ordinal is not None else ""),
                 "title": said_of(token),
-                "classes": f"{shade(token.score)}{' m' if token.masked else ''}".strip(),
+                "tag": "del" if token.masked else "b",
+                "classes": f"{shade(token.score)}{' anchored' if token.anchor else ''}".strip(),
             }
             for token in row.tokens
         ],
@@ -98,7 +121,10 @@ def said_of(token: Token) -> str:
     """What is known of a response token, on one line; nothing of another."""
     if token.ordinal is None:
         return ""
-    numbers = [f"{name} loss {loss:.2f}" for name, loss in (token.losses or {}).items()]
-    numbers += [f"score {signed(token.score)}"] if token.score is not None else []
-    counts = {None: [], 0.0: ["masked"], 1.0: []}.get(token.weight, [f"weight {token.weight:.3g}"])
-    return ", ".join([f"response token {token.ordinal}", *numbers, *counts])
+    said = [f"response token {token.ordinal}"]
+    said += [f"{name} loss {loss:.2f}" for name, loss in (token.losses or {}).items()]
+    said += [f"score {signed(token.score)}"] if token.score is not None else []
+    if token.weight is not None and token.weight != 1:
+        said += ["masked" if token.masked else f"weight {token.weight:.3g}"]
+    said += [f"held to the base with weight {token.anchor:.3g}"] if token.anchor else []
+    return ", ".join(said)

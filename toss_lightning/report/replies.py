@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toss_lightning.report.tokens import visible
+
 SAID = {("refused", True): "refused", ("refused", False): "not refused", ("harmful", True): "harmful"}
 SAID |= {("harmful", False): "harmless"}
 """What a verdict says, in a word."""
@@ -19,6 +21,8 @@ class Reply:
     """It was still speaking when it had said as much as it may."""
     verdicts: Mapping[str, str]
     """Judge -> its verdict in words."""
+    decided: tuple[Any, ...]
+    """What each judge said, without measures of its own."""
 
 
 @dataclass(frozen=True)
@@ -33,43 +37,42 @@ class Exchange:
     @property
     def is_contested(self) -> bool:
         """A judge says different things of different adapters."""
-        said = [tuple(one.verdicts.items()) for one in self.replies]
-        return len(set(said)) > 1
+        return len({one.decided for one in self.replies}) > 1
 
 
 def choose_exchanges(
-    responses: Sequence[Mapping[str, Any]], names: Mapping[str, str], count: int
+    responses: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any], count: int
 ) -> dict[str, list[Exchange]]:
     """Some of what was said: name of a prompt set -> exchanges, those first in which a judge tells adapters apart.
 
     Args:
         responses: the lines of responses.jsonl.
-        names: adapter -> what people call it.
+        evaluation: what evaluation.json says of them.
         count: exchanges of each set, at most.
     """
     asked: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for one in responses:
         asked.setdefault(one["set"], {}).setdefault(one["prompt_id"], []).append(one)
+    screening = {one["judge"] for one in evaluation.get("measures", []) if one["screening"]}
     chosen = {}
     for name, prompts in asked.items():
-        exchanges = [_exchange(said, names) for said in prompts.values()]
+        exchanges = [_exchange(said, evaluation.get("names", {}), screening) for said in prompts.values()]
         chosen[name] = sorted(exchanges, key=lambda one: not one.is_contested)[:count]
     return chosen
 
 
-def _exchange(said: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Exchange:
+def _exchange(said: Sequence[Mapping[str, Any]], names: Mapping[str, str], screening: set[str]) -> Exchange:
     first, turns = said[0], said[0]["messages"]
     texts = [f"{turn['role']}: {turn['content']}" if len(turns) > 1 else turn["content"] for turn in turns]
-    replies = [
-        Reply(
-            names.get(one["adapter"], one["adapter"]),
-            one["response"],
-            not one["stopped"],
-            {judge: _in_words(verdict) for judge, verdict in one["verdicts"].items()},
-        )
-        for one in said
-    ]
-    return Exchange(first["prompt_id"], first["label"], "\n".join(texts), replies)
+    replies = []
+    for one in said:
+        verdicts = one["verdicts"]
+        called = {judge: f"{judge} (screening)" if judge in screening else judge for judge in verdicts}
+        words = {called[judge]: _in_words(verdict) for judge, verdict in verdicts.items()}
+        decided = tuple((verdict.get("refused"), verdict.get("harmful")) for verdict in verdicts.values())
+        name = names.get(one["adapter"], one["adapter"])
+        replies.append(Reply(name, visible(one["response"]), not one["stopped"], words, decided))
+    return Exchange(first["prompt_id"], first["label"], visible("\n".join(texts)), replies)
 
 
 def _in_words(verdict: Mapping[str, Any]) -> str:

@@ -263,7 +263,7 @@ def _cell(losses: dict[str, float], name: str) -> str:
 
 def selected_words(report: Mapping[str, Any]) -> str:
     """What a selection did, by its own report; nothing where that does not count tokens."""
-    if not report.get("tokens"):
+    if not report.get("tokens") or "masked" not in report:
         return ""
     if report.get("weighed_in_training") and not report["masked"]:
         return f"{report['tokens']:,} response tokens, which are weighed anew in each step"
@@ -273,8 +273,10 @@ def selected_words(report: Mapping[str, Any]) -> str:
         said += f"; {report['end_tokens_protected']} end-of-turn tokens kept that would have been among them"
     if report.get("anchored"):
         said += f"; {report['anchored']:,} held to the base"
-    rows, what = ("rows_left_out", "left out") if "rows_left_out" in report else ("rows_fully_masked", "masked in full")
-    return f"{said}; {report[rows]} of {report['rows']} rows are {what}"
+    for rows, what in (("rows_left_out", "left out"), ("rows_fully_masked", "masked in full")):
+        if rows in report:
+            return f"{said}; {report[rows]} of {report['rows']} rows are {what}"
+    return said
 
 
 def plain_words(summary: Summary) -> str:

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from toss_lightning.report.shades import Shade
-from toss_lightning.report.tokens import Row, facts_of
+from toss_lightning.report.tokens import Row, facts_of, one_line, visible
 
 
 def print_row(row: Row, shade: Shade, console: Console) -> None:
@@ -21,17 +21,18 @@ def print_row(row: Row, shade: Shade, console: Console) -> None:
             if token.ordinal is not None:
                 numbers = ["" if value is None else f"{value:.6g}" for value in (token.weight, token.score)]
                 losses = [f"{name}={loss:.6g}" for name, loss in (token.losses or {}).items()]
-                facts = [str(row.row_id), str(token.ordinal), row.label or "", repr(token.text), *numbers, *losses]
+                label = one_line(row.label or "")
+                facts = [str(row.row_id), str(token.ordinal), label, repr(token.text), *numbers, *losses]
                 print("\t".join(facts))
         return
     console.print(Text.assemble((f"row {row.row_id}", "bold"), f" · {' · '.join(facts_of(row))}"))
     said = Text()
     for token in row.tokens:
         if token.ordinal is None:
-            said.append(token.text, style="dim")
+            said.append(visible(token.text), style="dim")
             continue
         colour = shade.colours.get(shade(token.score))
         style = f"black on {colour}" if colour else ""
-        said.append(token.text, style=f"{style} bold underline".strip() if token.masked else style)
+        said.append(visible(token.text), style=f"{style} bold underline".strip() if token.masked else style)
     console.print(said)
     console.print()

@@ -1,5 +1,6 @@
 """Rows of a run token by token: what each says, its score, and what it counted."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,13 +14,15 @@ from toss_lightning.selection import TokenWeights
 
 HARMFUL = "harmful"
 """The label that tables and pictures look for."""
-BROKEN = "\ufffd"
-"""What decoders put for bytes that are not yet a whole character."""
+BROKEN, PARTS = "\ufffd", 4
+"""What decoders put for bytes that are not yet a whole character, and how many tokens such a one has at most."""
+UNSEEN = {"Cc", "Cf", "Zl", "Zp"}
+"""Kinds of characters that show nothing, or that change how others are shown."""
 
 
 @dataclass(frozen=True)
 class RiskScore:
-    """How much better the safety-degraded side likes each response token than the other; higher is riskier."""
+    """How much better the safety-degraded reference likes each response token than another; higher is riskier."""
 
     values: np.ndarray
     """Shape ``[tokens]`` float32, in nats."""
@@ -34,18 +37,16 @@ class RiskScore:
 
 
 def risk_score(scores: TokenScores) -> RiskScore | None:
-    """The token score of Eq. 2 of arXiv 2603.01185; the base stands for a reference that was not scored.
+    """The token score of Eq. 2 of arXiv 2603.01185; the base stands for a utility reference that was not scored.
 
-    None where neither was, as of selections that look at whole rows.
+    None where no degraded reference was, as of selections that look at something else than harm.
     """
-    degraded = degraded_column(scores.round)
-    there = scores.adapters
+    degraded, there = degraded_column(scores.round), scores.adapters
     first = next((name for name in ("utility", "base") if name in there), None)
-    second = next((name for name in (degraded, "base") if name in there), None)
-    if first is None or second is None or first == second:
+    if first is None or degraded not in there:
         return None
-    values = scores.combine({f"loss_{first}": 1.0, f"loss_{second}": -1.0})
-    return RiskScore(values, (first, second))
+    values = scores.combine({f"loss_{first}": 1.0, f"loss_{degraded}": -1.0})
+    return RiskScore(values, (first, degraded))
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,12 @@ class Token:
     score: float | None = None
     weight: float | None = None
     """What it counts in the task loss; None where nothing was selected."""
+    anchor: float = 0.0
+    """What its divergence from the base counts."""
 
     @property
     def masked(self) -> bool:
-        """Left out of the loss."""
+        """Left out of the task loss."""
         return self.weight == 0
 
 
@@ -94,7 +97,7 @@ class Row:
 def facts_of(row: Row) -> list[str]:
     """What is said of a row besides its id."""
     counts = f"{row.response_tokens} response tokens"
-    facts = [row.label or "no label", *([row.source] if row.source else [])]
+    facts = [one_line(row.label or "no label"), *([one_line(row.source)] if row.source else [])]
     facts += [f"{row.masked} of {counts} masked" if row.masked else counts]
     facts += [f"mean score {signed(row.mean_score)}"] if row.mean_score is not None else []
     return [*facts, *(["left out of the batches"] if row.left_out else [])]
@@ -140,6 +143,7 @@ class Rows:
         at = self._at[row_id]
         here = slice(*self.scores.offsets[at : at + 2].tolist())
         weights = self.weights.weights[row_id] if self.weights is not None else None
+        anchors = self.weights.anchor.get(row_id) if self.weights is not None else None
         texts = [Token(text) for text in pieces(self.tokenizer, self._ids[at].tolist())]
         scores = self.score.values[here] if self.score is not None else None
         for ordinal, position in enumerate(self._positions[at].tolist()):
@@ -149,6 +153,7 @@ class Rows:
                 {name: float(values[here][ordinal]) for name, values in self._losses.items()},
                 float(scores[ordinal]) if scores is not None else None,
                 float(weights[ordinal]) if weights is not None else None,
+                float(anchors[ordinal]) if anchors is not None else 0.0,
             )
         return Row(
             row_id,
@@ -170,7 +175,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     begin = read = 0
     for end in range(1, len(ids) + 1):
         known, whole = (_decoded(tokenizer, ids[begin:to]) for to in (read, end))
-        if whole.endswith(BROKEN) and end < len(ids):
+        if whole.endswith(BROKEN) and end - read < PARTS and end < len(ids):
             found.append("")
             continue
         found.append(whole[len(known) :])
@@ -185,7 +190,7 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def choose_rows(
     scores: TokenScores, weights: TokenWeights | None, score: RiskScore | None, count: int
 ) -> dict[str, list[int]]:
-    """Row ids worth a look, none of them twice: heading -> the rows below it.
+    """Row ids worth a look: heading -> the rows below it.
 
     Args:
         scores: the store.
@@ -194,24 +199,23 @@ def choose_rows(
         count: rows below each heading, at most.
     """
     lengths = np.diff(scores.offsets)
-    masked = _row_means(scores, weights.flat() == 0) if weights is not None else np.zeros(len(lengths))
-    risk = _row_means(scores, score.values) if score is not None else masked
+    every = np.ones(len(lengths), dtype=bool)
     labels = np.array(scores.values("label"), dtype=object)
     harmful, others = labels == HARMFUL, (labels != HARMFUL) & (labels != np.array(None))
-    every = np.ones(len(lengths), dtype=bool)
-    riskiest = "Riskiest, by the mean score of their tokens" if score is not None else "Masked most"
-    wanted = {riskiest: (-risk, every)}
-    if weights is not None and harmful.any():
+    masked = _row_means(scores, weights.flat() == 0) if weights is not None else np.zeros(len(lengths))
+    wanted = {}
+    if score is not None:
+        wanted["Riskiest, by the mean score of their tokens"] = (-_row_means(scores, score.values), every)
+    if masked.any() and harmful.any():
         wanted["Labelled harmful, and masked least"] = (masked, harmful)
         wanted["Labelled otherwise, and masked most"] = (-masked, others & (masked > 0))
+    elif masked.any():
+        wanted["Masked most"] = (-masked, masked > 0)
     wanted["Drawn at random"] = (np.random.default_rng(0).random(len(lengths)), every)
-    chosen: dict[str, list[int]] = {}
-    taken = np.zeros(len(lengths), dtype=bool)
+    chosen = {}
     for heading, (order, among) in wanted.items():
         ranked = np.argsort(order, kind="stable")
-        picked = ranked[(among & ~taken)[ranked]][:count]
-        taken[picked] = True
-        if len(picked):
+        if len(picked := ranked[among[ranked]][:count]):
             chosen[heading] = scores.row_ids[picked].tolist()
     return chosen
 
@@ -227,5 +231,15 @@ def signed(score: float) -> str:
 
 
 def visible(said: str) -> str:
-    """With a sign for what would not be seen."""
-    return said.replace("\n", "⏎\n").replace("\t", "⇥\t")
+    """With a sign for whatever would not be seen, or would make what follows look different."""
+    return "".join(
+        _SIGNS.get(sign) or (f"[U+{ord(sign):04X}]" if unicodedata.category(sign) in UNSEEN else sign) for sign in said
+    )
+
+
+_SIGNS = {"\n": "⏎\n", "\t": "⇥\t", "\r": "␍", "\x1b": "␛", "\x7f": "␡"}
+
+
+def one_line(said: str) -> str:
+    """The same on one line."""
+    return " ".join(visible(said).split())
