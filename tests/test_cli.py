@@ -188,6 +188,7 @@ def test_help_names_every_verb_and_what_is_most_often_needed(capsys):
         "test",
         "validate",
         "compare",
+        "report",
         "methods",
     ]
     for verb in ("fit", "score", "select", "validate"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from toss_lightning.errors import ConfigError, StoreError
+from toss_lightning.files import nearest, write_text
 
 PAGE = "report.html"
 HELP = f"""usage: toss report RUN_DIR [--out FILE] [--rows N]
@@ -36,7 +37,6 @@ def report(args: Sequence[str]) -> None:
     # they load torch and transformers
     from rich.console import Console
 
-    from toss_lightning.files import write_text
     from toss_lightning.report.finished import read_run
     from toss_lightning.report.page import ROWS, render
     from toss_lightning.report.shades import Shade
@@ -83,8 +83,9 @@ def read_command(args: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"toss report --out {command.out}: not the name of a file: give one, such as {PAGE}")
     # os.path calls a text that is too long for a name no directory, where pathlib raises
     if not os.path.isdir(command.run_dir):
-        what = "a file" if os.path.isfile(command.run_dir) else "no such directory"
-        raise ConfigError(f"toss report {command.run_dir}: {what}: name the directory of a run, such as runs/demo")
+        like = nearest(command.run_dir) if os.path.isdir(command.run_dir.parent) else ""
+        what = "a file" if os.path.isfile(command.run_dir) else f"no such directory{like}"
+        raise ConfigError(f"toss report {command.run_dir}: {what}: name the directory of a run")
     return command
 
 

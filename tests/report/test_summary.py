@@ -15,7 +15,7 @@ from toss_lightning.data.mixtures import SafeInstr
 from toss_lightning.gradients import Correction, Gradients, Probe
 from toss_lightning.loops.plan import TOSS_PLAN
 from toss_lightning.models import Optim
-from toss_lightning.report.summary import Summary, held_out_lines, losses_table, plain_words, stage_name
+from toss_lightning.report.summary import Summary, held_out_cells, losses_table, plain_words, selected_words, stage_name
 from toss_lightning.selection import DrSft, GlobalTopFraction
 
 LOSSES = {
@@ -84,13 +84,18 @@ def test_the_closing_table_has_a_row_per_stage() -> None:
     assert ["degraded reference, round 1" in line or "TOSS" in line for line in lines] == [True, True]
 
 
-def test_the_same_in_markdown_for_some_of_the_stages() -> None:
-    assert held_out_lines(summary(), ["base", "nothing", "target"]) == [
-        "| | task loss (lower is better) | harmful loss (higher is safer) |",
-        "|---|---|---|",
-        "| base model | 3.000 | 4.000 |",
-        "| TOSS | 2.100 | 3.900 |",
-    ]
+def test_the_same_as_cells_for_some_of_the_stages() -> None:
+    assert held_out_cells(summary(), ["base", "nothing", "target"]) == (
+        ["", "task loss (lower is better)", "harmful loss (higher is safer)"],
+        [["base model", "3.000", "4.000"], ["TOSS", "2.100", "3.900"]],
+    )
+    assert held_out_cells(Summary(), ["base"]) == ([""], [])
+
+
+def test_a_held_out_set_that_is_no_longer_there_leaves_a_dash() -> None:
+    one = summary()
+    del one.held_out["target"]["harmful_loss"]
+    assert held_out_cells(one, ["base", "target"])[1] == [["base model", "3.000", "4.000"], ["TOSS", "2.100", "–"]]
 
 
 def test_plain_words() -> None:
@@ -131,6 +136,15 @@ def test_a_selection_in_one_line(capsys) -> None:
     one.selection["rows_left_out"] = 2
     one.say_selected()
     assert capsys.readouterr().out.endswith("; 2 of 9 rows are left out\n")
+
+
+def test_what_a_selection_did_beside_masking() -> None:
+    more = {"end_tokens_protected": 3, "anchored": 1234}
+    assert selected_words({**SELECTION, **more}) == (
+        "20 of 200 response tokens masked (10.0%); 3 end-of-turn tokens kept that would have been among them; 1,234"
+        " held to the base; 1 of 9 rows are masked in full"
+    )
+    assert selected_words({}) == ""
 
 
 # --- references that learned nothing ----------------------------------------------------------------------------------

@@ -93,6 +93,12 @@ def test_rows_come_back_in_order_whichever_chunk_they_stand_in(tmp_path: Path) -
     assert [row.tolist() for row in scores.per_row(scores.flat("end_of_turn"))][2] == [False, False, True]
 
 
+def test_lists_of_each_row_prompts_included(tmp_path: Path) -> None:
+    scores = TokenScores(make_store(tmp_path / "scores"))
+    for column in ("input_ids", "response_positions", "end_of_turn"):
+        assert [row.tolist() for row in scores.lists(column)] == [facts(row)[column].tolist() for row in range(5)]
+
+
 def test_score_is_utility_minus_degraded_loss_with_weights(tmp_path: Path) -> None:
     scores = TokenScores(make_store(tmp_path / "scores"))
     np.testing.assert_allclose(scores.score()[1:3], [0.6, 1.6], rtol=1e-6)

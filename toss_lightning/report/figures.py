@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toss_lightning.report.tokens import HARMFUL, RiskScore
-from toss_lightning.scores import TokenScores
+from toss_lightning.scores import TokenScores, share_of
 from toss_lightning.selection import TokenWeights
 
 GROUPS = 3
@@ -85,10 +85,11 @@ def histogram(score: RiskScore, groups: Sequence[Group], bins: int = 48) -> tupl
     Returns:
         Edges, Shape ``[bins + 1]``, and Shape ``[bins]`` for each group.
     """
-    low, high = np.quantile(score.values, [0.005, 0.995]).tolist()
+    values = score.values.astype(np.float64)  # as edges are, beyond which rounding would push what is clipped
+    low, high = np.quantile(values, [0.005, 0.995]).tolist()
     low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
     edges = np.linspace(low, high, bins + 1)
-    clipped = np.clip(score.values, low, high)
+    clipped = np.clip(values, low, high)
     return edges, [np.histogram(clipped[one.tokens], edges)[0] / one.tokens.sum() for one in groups]
 
 
@@ -98,7 +99,7 @@ def found_by_share(score: RiskScore, groups: Sequence[Group], shares: Sequence[f
     Tokens whose score equals that of the last one are counted in.
     """
     ranked = np.sort(score.values)
-    cuts = [ranked[len(ranked) - count] if (count := int(share * len(ranked))) else np.inf for share in shares]
+    cuts = [ranked[len(ranked) - count] if (count := share_of(share, len(ranked))) else np.inf for share in shares]
     return [[float((score.values[one.tokens] >= cut).mean()) for cut in cuts] for one in groups]
 
 

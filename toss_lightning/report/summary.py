@@ -209,8 +209,7 @@ class Summary:
         for line in (plain_words(self), f"Adapters, scores and summary.json are in {run_dir}"):
             if line:
                 console.print(line, soft_wrap=True)
-        if self.fingerprints:  # there are scores to show
-            console.print(f"A page to look at, with the scores of tokens: toss report {run_dir}", soft_wrap=True)
+        console.print(f"A page to look at: toss report {run_dir}", soft_wrap=True)
 
 
 def _peak_memory() -> int:
