@@ -79,9 +79,19 @@ def test_how_many_rows_are_shown(tmp_path: Path) -> None:
     assert shown[0] < shown[1] < shown[2] == len(LABELS)
 
 
+def test_a_page_never_takes_the_place_of_a_device(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "device")
+    assert "not the name of a file" in failed(capsys, "run", "--out", str(tmp_path / "device"))
+    (tmp_path / "page.html").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "page.html")
+    assert main(["report", "run", "--out", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert "<h1>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_a_page_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     error = failed(capsys, "run", "--out", "tiny.yaml/page.html", code=1)
-    assert error.startswith("tiny.yaml/page.html: cannot be written")
+    assert "tiny.yaml/page.html: cannot be written" in error
     assert "--run_dir" not in error, "there is no such option"
 
 
@@ -105,7 +115,7 @@ def test_scores_of_another_run_are_found_by_the_configuration() -> None:
 
 def test_a_run_says_at_its_end_how_to_look_at_it(home: Path) -> None:
     *_, last = Path("said.txt").read_text().splitlines()
-    assert last == f"A page to look at, with the scores of tokens: toss report {home / 'run'}"
+    assert last == f"A page to look at: toss report {home / 'run'}"
 
 
 # --- rows in the terminal ---------------------------------------------------------------------------------------------
@@ -163,10 +173,10 @@ def test_rows_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         (["run", "--wide"], "toss report: unrecognized arguments: --wide; "),
         (["run", "--config", "demo"], "toss report: unrecognized arguments: --config demo; "),
         (["run", "again", "more"], "toss report: unrecognized arguments: again more; "),
-        (["rum"], "toss report rum: no such directory: "),
+        (["rum"], "toss report rum: no such directory (is it run?): "),
         (["x" * 300], f"toss report {'x' * 300}: no such directory: "),
         (["run/summary.json"], "toss report run/summary.json: a file: name the directory of a run"),
-        (["model"], "toss report model: neither scores nor a summary nor an evaluation here"),
+        (["model"], "toss report model: nothing to show: it is not the directory of a run"),
         (["run", "--tokenizer", "nowhere/at/all"], "--tokenizer: nowhere/at/all: no such directory"),
         (["run", "--tokenizer", "other"], "--tokenizer: that of other is another one than the rows of run/scores"),
     ],

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,9 +15,9 @@ HELP = f"""usage: toss report RUN_DIR [--out FILE] [--rows N]
        toss report RUN_DIR --row ID [ID ...]
 
 Writes RUN_DIR/{PAGE}, a page about a run of fit, score, select or test: held-out losses, what judges said, replies
-side by side, how scores lie and what they know of labels, what was masked, and rows token by token. It is one file that
-needs no network, and to write it takes no model. It holds texts of the custom set and of the prompts: what is not
-labelled benign is hidden until one asks for it, but it is in the file.
+side by side, how the scores are distributed and how well they tell harmful rows from others, what was masked, and rows
+token by token. It is one file that needs no network, and to write it takes no model. It holds texts of the custom set
+and of the prompts: what is not labelled benign is hidden until one asks for it, but it is in the file.
 
   --out FILE               where the page goes instead
   --rows N                 rows of each kind, and prompts of each set, that are shown: 6 by default
@@ -45,17 +46,21 @@ def report(args: Sequence[str]) -> None:
 
     try:
         run = read_run(command.run_dir, command.scores)
+        tokenizer = run.tokenizer(command.tokenizer) if run.scores is not None or command.row else None
     except OSError as error:
         raise StoreError(f"{command.run_dir}: cannot be read ({error.strerror or error})") from error
-    tokenizer = run.tokenizer(command.tokenizer) if run.scores is not None or command.row else None
-    if command.row and run.scores is not None and tokenizer is not None:
+    for warning in run.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+    if run.scores is not None and tokenizer is not None and command.row:
         score = risk_score(run.scores)
         rows, shade = Rows(run.scores, run.weights, tokenizer, score), Shade(score)
         for row in [rows[row_id] for row_id in command.row]:
             print_row(row, shade, Console(highlight=False))
         return
     page = command.out or command.run_dir / PAGE
-    write_text(page, render(run, tokenizer, command.rows or ROWS), "name another file with --out")
+    write_text(
+        Path(os.path.realpath(page)), render(run, tokenizer, command.rows or ROWS), "name another file with --out"
+    )
     print(page)
 
 
@@ -79,8 +84,10 @@ def read_command(args: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(
             "toss report: --row prints rows; --out and --rows are of the page: leave one or the other out"
         )
-    if command.out is not None and (not command.out.name or os.path.isdir(command.out)):
-        raise ConfigError(f"toss report --out {command.out}: not the name of a file: give one, such as {PAGE}")
+    # what is there and is no file, such as a device, would be replaced by the page
+    out = command.out
+    if out is not None and (not out.name or (os.path.exists(out) and not os.path.isfile(out))):
+        raise ConfigError(f"toss report --out {out}: not the name of a file: give one, such as {PAGE}")
     # os.path calls a text that is too long for a name no directory, where pathlib raises
     if not os.path.isdir(command.run_dir):
         like = nearest(command.run_dir) if os.path.isdir(command.run_dir.parent) else ""

@@ -241,7 +241,7 @@ def test_replies_to_other_prompts_are_not_compared(tmp_path, judge):
     with pytest.raises(StoreError, match="B, seed 1 and plain SFT were asked different prompts: delete the evaluation"):
         judge_win_rates(given, list(runs.values()))
     file.write_text("{")
-    with pytest.raises(StoreError, match=r"responses.jsonl: damaged \(.*\): delete .*evaluation, and test again"):
+    with pytest.raises(StoreError, match=r"responses.jsonl: damaged \(.*\): run toss test again"):
         judge_win_rates(given, list(runs.values()))
 
 

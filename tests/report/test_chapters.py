@@ -142,7 +142,7 @@ def test_scores_of_labelled_rows_have_three_pictures_and_say_what_they_know(tmp_
     lies, places, hits = chapter.charts
     for picture in (lies, places, hits):
         assert {"harmful", "benign"} <= {*texts(picture)}
-    assert "token score, nats (the ends hold all beyond)" in texts(lies)
+    assert "token score, nats (outermost: all beyond)" in texts(lies)
     assert "a blind choice" in texts(hits)
     assert "mean token score, nats" in texts(places)
     assert "token loss of the utility reference minus that of the degraded reference" in chapter.before[0]
@@ -190,7 +190,7 @@ def test_a_mask_that_is_no_cut_through_all_scores_has_no_mark(tmp_path: Path, di
     scores = made(tmp_path)
     weights = PerRowTopFraction(discard).select(scores)
     assert marks(scores, weights) == []
-    assert "The mask of this run is no single cut through these scores." in of_scores(scores, weights).before
+    assert "The mask of this run does not come from one threshold on these scores." in of_scores(scores, weights).before
 
 
 def test_a_threshold_on_other_scores_is_not_marked(tmp_path: Path) -> None:

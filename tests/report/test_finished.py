@@ -84,7 +84,7 @@ def path_of(run: FinishedRun) -> str:
 
 def judged(run_dir: Path, responses: str) -> Path:
     """The run with an evaluation in which nothing was measured, and these responses."""
-    (run_dir / "evaluation").mkdir()
+    (run_dir / "evaluation").mkdir(exist_ok=True)
     lists, tables = ("adapters", "measures", "agreement"), ("names", "divergence", "cut", "failed_judges")
     content = {**{name: [] for name in lists}, **{name: {} for name in tables}}
     (run_dir / "evaluation" / "evaluation.json").write_text(json.dumps(content))
@@ -145,7 +145,7 @@ def test_a_directory_of_toss_select_with_the_scores_that_it_read(whole: Path, mo
 def test_a_selection_without_its_scores_says_what_would_show_its_rows(whole: Path, tmp_path: Path) -> None:
     run = read_run(selected(tmp_path / "mine", whole / "scores"))
     assert (run.scores, run.weights is None) == (None, False)
-    assert list(run.warnings) == ["No row is shown: name the scores that were selected from, with --scores."]
+    assert list(run.warnings) == ["No row is shown: give the scores that were selected from with --scores."]
 
 
 def test_a_selection_from_references_that_were_then_trained_anew(
@@ -192,7 +192,8 @@ def test_a_summary_of_a_later_version_may_say_more(copied: Path) -> None:
 
 def test_replies_may_hold_any_sign(copied: Path) -> None:
     """Line separators of Unicode too, which JSON leaves as they are."""
-    lines = [{"response": "one\u2028two\u0085three"}, {"response": "字"}]
+    facts = {"adapter": "base", "set": "asked", "prompt_id": "1", "label": None, "messages": [], "verdicts": {}}
+    lines = [{**facts, "stopped": True, "response": text} for text in ("one\u2028two\u0085three", "字")]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     assert list(read_run(judged(copied, content)).responses) == lines
 
@@ -223,7 +224,7 @@ def test_a_comparison(tmp_path: Path) -> None:
 
 
 def test_a_directory_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{tmp_path}: neither scores nor a summary nor an evaluation here"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: nothing to show: it is not the directory of a run"):
         read_run(tmp_path)
 
 
@@ -238,8 +239,25 @@ def test_scores_that_were_only_begun(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["scores", "selection"])
 def test_a_configuration_that_names_what_is_gone(tmp_path: Path, kind: str) -> None:
     run_dir = configured(tmp_path / "mine", **{f"{kind}_from": "elsewhere/run"})
-    with pytest.raises(StoreError, match=f"loop.{kind}_from: elsewhere/run is not there.*where the run was started"):
+    with pytest.raises(ConfigError, match=f"nothing to show: loop.{kind}_from: elsewhere/run is not there"):
         read_run(run_dir)
+
+
+@pytest.mark.parametrize("kind", ["scores", "selection"])
+def test_a_page_of_what_is_left_where_something_is_gone(whole: Path, tmp_path: Path, kind: str) -> None:
+    run_dir = configured(tmp_path / "mine", **{f"{kind}_from": "elsewhere/run"})
+    shutil.copy(whole / "summary.json", run_dir)
+    run = read_run(run_dir)
+    assert list(run.warnings) == [
+        f"loop.{kind}_from: elsewhere/run is not there, seen from this folder, and is left out here."
+    ]
+    assert (run.scores, run.weights) == (None, None)
+
+
+def test_a_run_that_was_killed(copied: Path) -> None:
+    (copied / "summary.json").unlink()
+    (copied / "checkpoints").mkdir(exist_ok=True)
+    assert list(read_run(copied).warnings) == ["This run has not come to its end."]
 
 
 @pytest.mark.parametrize("content", ['{"base": "x"', "[1, 2]", '"text"', "\udcff"])
@@ -252,14 +270,17 @@ def test_a_damaged_file(copied: Path, file: str, content: str) -> None:
 
 
 def test_replies_that_are_damaged(copied: Path) -> None:
-    with pytest.raises(StoreError, match=r"responses\.jsonl: damaged .*: delete .*evaluation, and test again"):
+    with pytest.raises(StoreError, match=r"responses\.jsonl: damaged .*: run toss test again"):
         read_run(judged(copied, "{broken\n"))
+    with pytest.raises(StoreError, match=r"responses\.jsonl: not of this version: run toss test again"):
+        read_run(judged(copied, "3\n"))
 
 
 def test_an_evaluation_of_another_version(copied: Path) -> None:
     (judged(copied, "") / "evaluation" / "evaluation.json").write_text('{"names": {}}')
-    with pytest.raises(StoreError, match=r"evaluation\.json: not of this version: run toss test again"):
-        read_run(copied)
+    run = read_run(copied)
+    assert run.evaluation is None
+    assert list(run.warnings) == ["The evaluation here is not of this version, and is left out: run toss test again."]
 
 
 @pytest.mark.parametrize("file", ["scores/scores.json", "selection/selection.json", "selection/weights.arrow"])

@@ -117,7 +117,7 @@ def test_a_directory_of_toss_select_alone_says_what_would_show_its_rows(toss_pro
     (tmp_path / "selection").symlink_to(toss_pro / "selection")
     page = shown(tmp_path)
     assert page.texts("h2") == ["What is masked"]
-    assert "No row is shown: name the scores that were selected from, with --scores." in page.texts("p")
+    assert "No row is shown: give the scores that were selected from with --scores." in page.texts("p")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,9 @@ def test_tokens_that_are_held_to_the_base_are_marked(toss_pro: Path) -> None:
         ("b", True),
         ("b", False),
     ]
-    assert "A dotted line below it: its prediction is held to the base's." in said(page.root)
+    for sign in ("A dotted line below a token: it is held to", "A double line below a token: it is left out"):
+        assert sign in said(page.root)
+    assert "A solid line below a token" not in said(page.root), "there is none"
 
 
 def test_the_riskier_a_token_the_warmer_its_colour(toss_pro: Path) -> None:

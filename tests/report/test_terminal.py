@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.style import Style
 from scores_on_disk import make_scores
 from tiny import word_tokenizer
 
@@ -29,6 +30,7 @@ def rows(tmp_path: Path) -> tuple[Rows, Shade]:
 
 def on_terminal(row: Row, shade: Shade) -> str:
     screen = io.StringIO()
+    Style.parse.cache_clear()  # rich keeps a style's codes as the first console that showed it wrote them
     print_row(row, shade, Console(file=screen, force_terminal=True, color_system="truecolor", width=200))
     return screen.getvalue()
 

@@ -51,5 +51,5 @@ def read_responses(path: Path) -> dict[str, list[Response]]:
                 response = Response(facts["adapter"], prompt, facts["response"], facts["tokens"], facts["stopped"])
                 found.setdefault(response.adapter, []).append(response)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: damaged ({error}): delete {path.parent}, and test again") from error
+        raise StoreError(f"{path}: damaged ({error}): run toss test again") from error
     return found

@@ -11,7 +11,7 @@ from toss_lightning.evaluation.cells import Cells
 from toss_lightning.evaluation.divergence_svg import draw_divergence, has_moved
 from toss_lightning.evaluation.tables import agreement_of, cut_words, differences_of, rows_of, tasks_of
 from toss_lightning.report.charts import BLIND, Axis, Line, Mark, chart, styles_of
-from toss_lightning.report.figures import Group, by_place, found_by_share, histogram, knowledge, masked_tokens
+from toss_lightning.report.figures import FEW, Group, by_place, found_by_share, histogram, knowledge, masked_tokens
 from toss_lightning.report.finished import FinishedRun
 from toss_lightning.report.summary import held_out_cells, selected_words, stage_name
 from toss_lightning.report.tokens import RiskScore, one_line, pieces
@@ -22,6 +22,8 @@ MOST_MASKED = 15
 """Tokens of the vocabulary that are listed."""
 SHARES = [at / 50 for at in range(31)]
 """Discard ratios at which it is drawn what a mask by these scores would take."""
+
+SHORT = f"Along a reply, a line ends where fewer than {FEW} rows of its label are that long."
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def sets(run: FinishedRun) -> Chapter | None:
 
 
 def scores(scores: TokenScores, weights: TokenWeights | None, score: RiskScore, groups: Sequence[Group]) -> Chapter:
-    """How scores lie, where in a reply, and what they know of labels."""
+    """How scores are distributed, also along a reply, and how well they tell harmful rows from others."""
     styles = styles_of([one.name for one in groups])
     edges, shares = histogram(score, groups)
     middles = ((edges[:-1] + edges[1:]) / 2).tolist()
@@ -126,7 +128,7 @@ def scores(scores: TokenScores, weights: TokenWeights | None, score: RiskScore, 
     mark = mask_mark(scores, weights, score)
     of_tokens = Axis("share of the tokens of each label", share=True, low=0)
     pictures = [
-        chart(lines, Axis("token score, nats (the ends hold all beyond)"), of_tokens, mark),
+        chart(lines, Axis("token score, nats (outermost: all beyond)"), of_tokens, mark),
         *_places(score.values, "mean token score, nats", scores, groups),
     ]
     before = [
@@ -134,7 +136,7 @@ def scores(scores: TokenScores, weights: TokenWeights | None, score: RiskScore, 
         " trained on harmful replies, likes the token better."
     ]
     if weights is not None and mark is None and (weights.flat() == 0).any():
-        before.append("The mask of this run is no single cut through these scores.")
+        before.append("The mask of this run does not come from one threshold on these scores.")
     known = knowledge(scores, score)
     if known is not None:
         before.append(
@@ -153,7 +155,7 @@ def scores(scores: TokenScores, weights: TokenWeights | None, score: RiskScore, 
         pictures.append(
             chart([*curves, blind], across, Axis("share of each label that would be masked", share=True, low=0))
         )
-    return Chapter("Scores", before, pictures)
+    return Chapter("Scores", before, pictures, after=[SHORT])
 
 
 def mask_mark(scores: TokenScores, weights: TokenWeights | None, score: RiskScore) -> Mark | None:
@@ -162,7 +164,8 @@ def mask_mark(scores: TokenScores, weights: TokenWeights | None, score: RiskScor
     if not masked.any():
         return None
     cut = float(score.values[masked].min())
-    if (~masked & (score.values > cut) & ~np.concatenate(scores.lists("end_of_turn"))).any():
+    kept = score.values[~masked & ~np.concatenate(scores.lists("end_of_turn"))]
+    if (kept > cut).any() or not (kept < cut).any():
         return None
     return Mark(cut, f"masked from {cut:.3g}".replace("-", "−"))
 
@@ -192,7 +195,7 @@ def masked(
             [
                 [one_line(name), f"{one['tokens']:,}", f"{one['masked']:,}"]
                 + [f"{one[key]:.1%}" for key in ("share_of_its_tokens_masked", "share_of_masked_tokens")]
-                for name, one in weights.report.get(f"masked_share_per_{kind}", {}).items()
+                for name, one in (weights.report.get(f"masked_share_per_{kind}") or {}).items()
             ],
         )
         for kind in ("label", "source")
@@ -206,7 +209,8 @@ def masked(
             for token, count, every in masked_tokens(scores, weights, MOST_MASKED)
         ]
     header = ["", "masked", "occurs", "share"]
-    return Chapter("What is masked", before, pictures, tables, {"Tokens that are masked most often": (header, often)})
+    folded = {"Tokens that are masked most often": (header, often)}
+    return Chapter("What is masked", before, pictures, tables, folded, [SHORT] if pictures else [])
 
 
 def _places(
@@ -219,7 +223,7 @@ def _places(
         Line(one.name, [*enumerate(of, 1)], style) for one, of, style in zip(groups, means, styles, strict=True) if of
     ]
     upward = Axis(title, share=share, low=0 if share else None)
-    return [chart(lines, Axis("response token", low=1), upward)] if lines else []
+    return [chart(lines, Axis("response token", low=1, whole=True), upward)] if lines else []
 
 
 def rounds(run: FinishedRun) -> Chapter | None:

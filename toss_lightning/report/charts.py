@@ -11,6 +11,8 @@ WIDTH, PLOT = 460, 182
 LEFT, RIGHT, TITLE, BOTTOM = 58, 16, 44, 52
 ENTRY = 22
 """Height of a line of the legend."""
+MARK = 8
+"""Room for what is said of a mark."""
 LONGEST = 44
 """Signs of a name in the legend."""
 BLUE, RED, *MORE = COLOURS
@@ -54,6 +56,8 @@ class Axis:
     share: bool = False
     low: float | None = None
     """Where it begins; by default where the values do."""
+    whole: bool = False
+    """It counts something."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def chart(lines: Sequence[Line], across: Axis, upward: Axis, mark: Mark | None =
     x_ends = _ends([x for x, _ in points] + ([mark.at] if mark else []), across)
     y_ends = _ends([y for _, y in points], upward, 0.06)
     legend, top = _legend(lines)
+    top += MARK if mark is not None else 0
     bottom, right = top + PLOT, WIDTH - RIGHT
 
     def x_of(value: float) -> float:
@@ -130,4 +135,5 @@ def _ends(values: Sequence[float], axis: Axis, room: float = 0.0) -> tuple[float
 
 def _ticks(ends: tuple[float, float], axis: Axis, most: int) -> list[tuple[float, str]]:
     factor, sign = (100, "%") if axis.share else (1, "")
-    return [(value / factor, said + sign) for value, said in round_ticks(ends[0] * factor, ends[1] * factor, most)]
+    ticks = [(value / factor, said + sign) for value, said in round_ticks(ends[0] * factor, ends[1] * factor, most)]
+    return [(value, str(round(value))) for value, _ in ticks if value == round(value)] if axis.whole else ticks

@@ -1,4 +1,4 @@
-"""Numbers about scores and masks: how scores lie, what they know of labels, and where in a reply the mask falls."""
+"""Numbers about scores and masks: how scores are distributed, what they know of labels, where in a reply they lie."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toss_lightning.report.tokens import HARMFUL, RiskScore
+from toss_lightning.report.tokens import HARMFUL, RiskScore, one_line
 from toss_lightning.scores import TokenScores, share_of
 from toss_lightning.selection import TokenWeights
 
@@ -40,7 +40,7 @@ def groups_of(scores: TokenScores) -> list[Group]:
     called = {label: f"({len(rest)} more)" if label in rest else label for label in ranked}
     of_rows = [UNLABELLED if label is None else called[label] for label in labels]
     names = dict.fromkeys([*called.values(), *of_rows])
-    return [Group(name, np.repeat([one == name for one in of_rows], lengths)) for name in names]
+    return [Group(one_line(name), np.repeat([one == name for one in of_rows], lengths)) for name in names]
 
 
 @dataclass(frozen=True)

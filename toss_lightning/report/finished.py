@@ -19,6 +19,8 @@ from toss_lightning.selection import TokenWeights
 
 EVALUATION = {"adapters", "measures", "names", "divergence", "agreement", "cut", "failed_judges"}
 """Keys of evaluation.json that the page reads."""
+RESPONSE = {"adapter", "set", "prompt_id", "label", "messages", "response", "stopped", "verdicts"}
+"""Keys of a line of responses.jsonl that it reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,30 +100,37 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
     """
     if (directory / "compare.json").is_file():
         raise ConfigError(f"toss report {directory}: a comparison, whose report is compare.md: name one of its runs")
-    config, selection = _config(directory), _place(directory, "selection")
-    store, warnings = scores_from or _place(directory, "scores"), []
+    config, warnings = _config(directory), []
+    selection, store = (_place(directory, config, kind) for kind in ("selection", "scores"))
     if store is None and selection is not None and (selection.parent / "scores").is_dir():
         store = selection.parent / "scores"  # one that was taken over lies beside what it was made from
-    weights = TokenWeights.load(selection) if selection is not None else None
-    scores = TokenScores(store, None if weights is None else weights.report.get("round")) if store is not None else None
+    store = scores_from or store
+    for kind, place in (("selection", selection), ("scores", store)):
+        if place is not None and place != scores_from and not place.is_dir():
+            warnings.append(f"loop.{kind}_from: {place} is not there, seen from this folder, and is left out here.")
+    weights = TokenWeights.load(selection) if selection is not None and selection.is_dir() else None
+    scores = None
+    if store is not None and (store == scores_from or store.is_dir()):
+        scores = TokenScores(store, None if weights is None else weights.report.get("round"))
     if scores is not None and weights is not None and selection is not None:
+        _check(scores, weights, selection, scores_from)
         if other := other_adapters(scores, weights):
-            warnings.append(
-                f"The selection in {selection} was made from other scores than those in {scores.path} (another"
-                f" {', '.join(other)}), and is left out here: select again."
-            )
+            said = f"{selection} was made from other scores than those in {scores.path} (another {', '.join(other)})"
+            if scores_from is not None:
+                raise ConfigError(f"--scores {scores_from}: {said}: give those that it was made from")
+            warnings.append(f"{said}, and is left out here. Give those that it was made from with --scores.")
             weights = None
-        else:
-            _check(scores, weights, selection, scores_from)
     elif weights is not None:
-        warnings.append("No row is shown: name the scores that were selected from, with --scores.")
-    facts, judged = _read(directory / "summary.json"), _read(directory / "evaluation" / "evaluation.json")
-    if scores is None and weights is None and not facts and not judged:
-        raise ConfigError(
-            f"toss report {directory}: neither scores nor a summary nor an evaluation here: name the directory of a run"
-        )
-    if judged and not judged.keys() >= EVALUATION:
-        raise StoreError(f"{directory / 'evaluation' / 'evaluation.json'}: not of this version: run toss test again")
+        warnings.append("No row is shown: give the scores that were selected from with --scores.")
+    facts, evaluation = _read(directory / "summary.json"), _read(directory / "evaluation" / "evaluation.json")
+    if scores is None and weights is None and not facts and not evaluation:
+        reasons = warnings or ["it has not scored" if config else "it is not the directory of a run"]
+        raise ConfigError(f"toss report {directory}: nothing to show: {' '.join(reasons)}")
+    if not facts and (directory / "checkpoints").is_dir():
+        warnings.append("This run has not come to its end.")
+    if evaluation and not evaluation.keys() >= EVALUATION:
+        warnings.append("The evaluation here is not of this version, and is left out: run toss test again.")
+        evaluation = {}
     scored_in = _read(store.parent / "summary.json") if store is not None else {}
     configs = [config, _config(store.parent) if store is not None else {}]
     known = {one.name: facts[one.name] for one in fields(Summary) if one.name in facts}
@@ -131,17 +140,17 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
         weights,
         Summary(**known),
         facts,
-        judged or None,
-        _read_lines(directory / "evaluation" / "responses.jsonl") if judged else [],
+        evaluation or None,
+        _read_lines(directory / "evaluation" / "responses.jsonl") if evaluation else [],
         _base(configs, facts.get("base") or scored_in.get("base")),
         warnings,
     )
 
 
 def other_adapters(scores: TokenScores, weights: TokenWeights) -> list[str]:
-    """Columns that a selection was made from and that hold other losses now, as those of references trained anew."""
-    now = scores.adapters
-    return sorted(name for name, digest in weights.report.get("adapters", {}).items() if now.get(name) != digest)
+    """Columns of token losses that a selection was made from and that hold others now, of references trained anew."""
+    made, now = weights.report.get("adapters"), scores.adapters
+    return sorted(name for name, digest in made.items() if now.get(name) != digest) if isinstance(made, dict) else []
 
 
 def _check(scores: TokenScores, weights: TokenWeights, selection: Path, scores_from: Path | None) -> None:
@@ -167,26 +176,19 @@ def _inside(config: Mapping[str, Any], *keys: str) -> Any:
     return value
 
 
-def _place(directory: Path, kind: str) -> Path | None:
+def _place(directory: Path, config: Mapping[str, Any], kind: str) -> Path | None:
     """Where the scores or the selection of a run are: in its directory, or where its configuration takes them from."""
     if (directory / kind).is_dir():
         return directory / kind
-    given = _inside(_config(directory), "loop", "init_args", f"{kind}_from")
-    if not isinstance(given, str):
-        return None
-    if not Path(given).is_dir():
-        raise StoreError(
-            f"{directory / 'config.yaml'}: loop.{kind}_from: {given} is not there, seen from this folder: run toss"
-            " report where the run was started"
-        )
-    return Path(given)
+    given = _inside(config, "loop", "init_args", f"{kind}_from")
+    return Path(given) if isinstance(given, str) else None
 
 
 def _base(configs: Sequence[Mapping[str, Any]], path: str | None) -> Base | None:
     """The base of a run by its configuration, or by what its summary calls it."""
     for config in configs:
         given = _inside(config, "model", "init_args", "base")
-        if isinstance(given, dict) and "path" in given:
+        if isinstance(given, dict) and isinstance(given.get("path"), str):
             known = {one.name for one in fields(Base)}
             return Base(**{name: value for name, value in given.items() if name in known})
     return None if path is None else Base(path)
@@ -217,8 +219,11 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     """
     try:
         with file.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+            found = [json.loads(line) for line in lines]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise StoreError(f"{file}: damaged ({error}): delete {file.parent}, and test again") from error
+        raise StoreError(f"{file}: damaged ({error}): run toss test again") from error
+    if not all(isinstance(one, dict) and one.keys() >= RESPONSE for one in found):
+        raise StoreError(f"{file}: not of this version: run toss test again")
+    return found

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from toss_lightning import __version__
@@ -13,7 +14,7 @@ from toss_lightning.report.finished import FinishedRun
 from toss_lightning.report.replies import choose_exchanges
 from toss_lightning.report.shades import Shade
 from toss_lightning.report.summary import plain_words
-from toss_lightning.report.tokens import Row, Rows, Token, choose_rows, facts_of, risk_score, signed, visible
+from toss_lightning.report.tokens import Row, Rows, Token, choose_rows, facts_of, one_line, risk_score, signed, visible
 from toss_lightning.selection import TokenWeights
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -48,10 +49,9 @@ def render(run: FinishedRun, tokenizer: PreTrainedTokenizerBase | None = None, c
         rows = Rows(scores, weights, tokenizer, score)
         chosen = choose_rows(scores, weights, score, count)
         shown = {heading: [_shown(rows[row_id], shade) for row_id in ids] for heading, ids in chosen.items()}
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
-    return template.render(
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["clean"] = one_line
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=f"{run.method}: {run.directory if run.directory.name.strip('.') else run.directory.resolve()}",
         subtitle=_subtitle(run),
         warnings=_warnings(run),
@@ -80,13 +80,19 @@ def _warnings(run: FinishedRun) -> list[str]:
 
 
 def _signs(weights: TokenWeights | None) -> list[str]:
-    """What lines below tokens say."""
+    """What lines below tokens say, of those that there are."""
     if weights is None:
         return ["Nothing has been selected."]
-    signs = ["A solid line below a token: it is left out of the task loss."] if (weights.flat() == 0).any() else []
-    if weights.anchor:
-        signs.append("A dotted line below it: its prediction is held to the base's.")
-    return signs
+    masked = weights.flat() == 0
+    anchors = [weights.anchor[row_id] for row_id in sorted(weights.anchor)] or [np.zeros(len(masked))]
+    anchored = np.concatenate(anchors) != 0
+    signs = {
+        "A solid line below a token: it is left out of the task loss.": masked & ~anchored,
+        "A dotted line below a token: it is held to what the base predicts.": anchored & ~masked,
+        "A double line below a token: it is left out of the task loss, and held to what the base predicts.": masked
+        & anchored,
+    }
+    return [sign for sign, of in signs.items() if of.any()]
 
 
 def _subtitle(run: FinishedRun) -> str:

@@ -16,8 +16,10 @@ HARMFUL = "harmful"
 """The label that tables and pictures look for."""
 BROKEN, PARTS = "\ufffd", 4
 """What decoders put for bytes that are not yet a whole character, and how many tokens such a one has at most."""
-UNSEEN = {"Cc", "Cf", "Zl", "Zp"}
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Kinds of characters that show nothing, or that change how others are shown."""
+BLANK = {*"\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0", *map(chr, [*range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0)])}
+"""Others that show nothing."""
 
 
 @dataclass(frozen=True)
@@ -232,9 +234,11 @@ def signed(score: float) -> str:
 
 def visible(said: str) -> str:
     """With a sign for whatever would not be seen, or would make what follows look different."""
-    return "".join(
-        _SIGNS.get(sign) or (f"[U+{ord(sign):04X}]" if unicodedata.category(sign) in UNSEEN else sign) for sign in said
-    )
+    return "".join(_SIGNS.get(sign) or (f"[U+{ord(sign):04X}]" if _is_unseen(sign) else sign) for sign in said)
+
+
+def _is_unseen(sign: str) -> bool:
+    return unicodedata.category(sign) in UNSEEN or sign in BLANK
 
 
 _SIGNS = {"\n": "⏎\n", "\t": "⇥\t", "\r": "␍", "\x1b": "␛", "\x7f": "␡"}
