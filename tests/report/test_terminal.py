@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from rich.style import Style
 from scores_on_disk import make_scores
 from tiny import word_tokenizer
 
@@ -30,7 +29,6 @@ def rows(tmp_path: Path) -> tuple[Rows, Shade]:
 
 def on_terminal(row: Row, shade: Shade) -> str:
     screen = io.StringIO()
-    Style.parse.cache_clear()  # rich keeps a style's codes as the first console that showed it wrote them
     print_row(row, shade, Console(file=screen, force_terminal=True, color_system="truecolor", width=200))
     return screen.getvalue()
 
@@ -58,20 +56,17 @@ def test_a_terminal_gets_the_text_and_what_is_known_of_the_row(rows: tuple[Rows,
 
 
 def test_on_a_terminal_what_is_masked_is_underlined_and_what_is_risky_coloured(rows: tuple[Rows, Shade]) -> None:
-    _, shown = on_terminal(rows[0][0], rows[1]).splitlines()[:2]
-    styles = {
-        text.strip(): codes.split(";")
-        for codes, text in re.findall(r"\x1b\[([\d;]*)m([^\x1b]*)\x1b\[0m", shown)
-        if text.strip()
-    }
+    # the styles, and not the codes: rich writes those as for the first console that showed a style
+    console = Console(file=io.StringIO(), force_terminal=True, width=200, record=True)
+    print_row(rows[0][0], rows[1], console)
+    shown = console.export_html(inline_styles=True)
+    styles = {text.strip(): style for style, text in re.findall(r'<span style="([^"]*)">([^<]*)</span>', shown)}
     colour = rows[1].colours[rows[1](4.0)]
-    red, green, blue = (str(int(colour[at : at + 2], 16)) for at in (1, 3, 5))
-    assert ";".join(["48", "2", red, green, blue]) in ";".join(styles["<|im_end|>"])
-    underlined = "4"
-    assert underlined in styles["<|im_end|>"][:3]
-    assert "48" in styles["system"], "liked by the other side, and so coloured too"
-    assert underlined not in styles["system"][:2]
-    assert "<|im_start|>" not in styles, "a score about 0 has no colour"
+    assert f"background-color: {colour}" in styles["&lt;|im_end|&gt;"]
+    assert "text-decoration: underline" in styles["&lt;|im_end|&gt;"]
+    assert "background-color" in styles["system"], "liked by the other side, and so coloured too"
+    assert "underline" not in styles["system"]
+    assert "&lt;|im_start|&gt;" not in styles, "a score about 0 has no colour"
 
 
 def test_texts_cannot_steer_the_terminal(rows: tuple[Rows, Shade]) -> None:
