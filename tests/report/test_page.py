@@ -135,7 +135,7 @@ def test_what_a_run_did_not_do_has_no_chapter(request: pytest.FixtureRequest, na
 def test_a_run_that_only_scored_says_that_nothing_was_selected(scored: Path) -> None:
     page = shown(scored)
     assert page.texts("h1") == [f"Scores: {scored}"]
-    assert "Nothing has been selected." in said(page.root)
+    assert "There is no mask to show." in said(page.root)
     assert not page.all("del")
     assert re.fullmatch(
         r"response token 1, utility loss [\d.]+, degraded loss [\d.]+, score [+−][\d.]+",

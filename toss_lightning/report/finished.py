@@ -100,19 +100,14 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
     """
     if (directory / "compare.json").is_file():
         raise ConfigError(f"toss report {directory}: a comparison, whose report is compare.md: name one of its runs")
-    config, warnings = _config(directory), []
-    selection, store = (_place(directory, config, kind) for kind in ("selection", "scores"))
-    if store is None and selection is not None and (selection.parent / "scores").is_dir():
-        store = selection.parent / "scores"  # one that was taken over lies beside what it was made from
-    store = scores_from or store
-    for kind, place in (("selection", selection), ("scores", store)):
-        if place is not None and place != scores_from and not place.is_dir():
-            warnings.append(f"loop.{kind}_from: {place} is not there, seen from this folder, and is left out here.")
-    weights = TokenWeights.load(selection) if selection is not None and selection.is_dir() else None
-    scores = None
-    if store is not None and (store == scores_from or store.is_dir()):
-        scores = TokenScores(store, None if weights is None else weights.report.get("round"))
-    if scores is not None and weights is not None and selection is not None:
+    config = _config(directory)
+    warnings: list[str] = []
+    selection, store = _places(directory, config, scores_from, warnings)
+    weights = TokenWeights.load(selection) if selection is not None else None
+    scores = TokenScores(store, None if weights is None else weights.report.get("round")) if store is not None else None
+    if weights is not None and selection is not None and scores is None:
+        warnings.append("No row is shown: give the scores that were selected from with --scores.")
+    elif weights is not None and selection is not None and scores is not None:
         _check(scores, weights, selection, scores_from)
         if other := other_adapters(scores, weights):
             said = f"{selection} was made from other scores than those in {scores.path} (another {', '.join(other)})"
@@ -120,11 +115,9 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
                 raise ConfigError(f"--scores {scores_from}: {said}: give those that it was made from")
             warnings.append(f"{said}, and is left out here. Give those that it was made from with --scores.")
             weights = None
-    elif weights is not None:
-        warnings.append("No row is shown: give the scores that were selected from with --scores.")
     facts, evaluation = _read(directory / "summary.json"), _read(directory / "evaluation" / "evaluation.json")
     if scores is None and weights is None and not facts and not evaluation:
-        reasons = warnings or ["it has not scored" if config else "it is not the directory of a run"]
+        reasons = warnings or ["it has not scored yet" if config else "it is not the directory of a run"]
         raise ConfigError(f"toss report {directory}: nothing to show: {' '.join(reasons)}")
     if not facts and (directory / "checkpoints").is_dir():
         warnings.append("This run has not come to its end.")
@@ -145,6 +138,30 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
         _base(configs, facts.get("base") or scored_in.get("base")),
         warnings,
     )
+
+
+def _places(
+    directory: Path, config: Mapping[str, Any], scores_from: Path | None, warnings: list[str]
+) -> tuple[Path | None, Path | None]:
+    """Where the selection and the scores of a run are: in its directory, or where its configuration takes them from.
+
+    Args:
+        directory: the run's.
+        config: its configuration.
+        scores_from: scores that go before others.
+        warnings: a line is added for what is not where it should be.
+    """
+    found: dict[str, Path | None] = {}
+    for kind in ("selection", "scores"):
+        given = _inside(config, "loop", "init_args", f"{kind}_from")
+        place = directory / kind if (directory / kind).is_dir() or not isinstance(given, str) else Path(given)
+        found[kind] = place if place.is_dir() else None
+        if isinstance(given, str) and not place.is_dir() and not (kind == "scores" and scores_from):
+            warnings.append(f"loop.{kind}_from: {given} is not there, seen from this folder, and is left out here.")
+    selection, store = found["selection"], scores_from or found["scores"]
+    if store is None and selection is not None and (selection.parent / "scores").is_dir():
+        store = selection.parent / "scores"  # a selection that was taken over lies beside what it was made from
+    return selection, store
 
 
 def other_adapters(scores: TokenScores, weights: TokenWeights) -> list[str]:
@@ -174,14 +191,6 @@ def _inside(config: Mapping[str, Any], *keys: str) -> Any:
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def _place(directory: Path, config: Mapping[str, Any], kind: str) -> Path | None:
-    """Where the scores or the selection of a run are: in its directory, or where its configuration takes them from."""
-    if (directory / kind).is_dir():
-        return directory / kind
-    given = _inside(config, "loop", "init_args", f"{kind}_from")
-    return Path(given) if isinstance(given, str) else None
 
 
 def _base(configs: Sequence[Mapping[str, Any]], path: str | None) -> Base | None:

@@ -82,7 +82,7 @@ def _warnings(run: FinishedRun) -> list[str]:
 def _signs(weights: TokenWeights | None) -> list[str]:
     """What lines below tokens say, of those that there are."""
     if weights is None:
-        return ["Nothing has been selected."]
+        return ["There is no mask to show."]
     masked = weights.flat() == 0
     anchors = [weights.anchor[row_id] for row_id in sorted(weights.anchor)] or [np.zeros(len(masked))]
     anchored = np.concatenate(anchors) != 0
