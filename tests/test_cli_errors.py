@@ -307,7 +307,7 @@ def test_the_verb(capsys):
     assert refused(capsys, "fitt") == "unknown verb 'fitt'; did you mean 'fit'?"
     assert (
         refused(capsys, "upload")
-        == "unknown verb 'upload'; there is fit, score, select, test, validate, compare, methods"
+        == "unknown verb 'upload'; there is fit, score, select, test, validate, compare, report, methods"
     )
     assert refused(capsys, "--config", "toss", "fit") == (
         "--config stands before the verb: write toss fit --config ..."
