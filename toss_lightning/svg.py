@@ -7,6 +7,8 @@ from xml.sax.saxutils import escape
 FONT = 13
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#785EF0", "#7F7F7F")
 """Those of Okabe and Ito (2008) that stand out on white, and two: told apart with any colour vision."""
+DASHES = ("", "7 4", "2 3", "9 3 2 3")
+"""Of lines, so that they are told apart without colours too."""
 DARK, GREY, PALE = "#1a1a1a", "#595959", "#e3e3e3"
 
 

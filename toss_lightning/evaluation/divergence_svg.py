@@ -3,15 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from toss_lightning.models.adapters import BASE
-from toss_lightning.svg import COLOURS, DARK, FONT, PALE, head, line, polyline, round_ticks, text, width_of
+from toss_lightning.svg import COLOURS, DARK, DASHES, FONT, PALE, head, line, polyline, round_ticks, text, width_of
 
 Panels = Mapping[str, Mapping[str, Sequence[float]]]
 """Kind of reply -> adapter -> mean KL(base || adapter) at each position, in nats."""
 WIDE, HIGH = 250, 260
 """A panel's."""
 LEFT, BETWEEN, TOP, BOTTOM = 62, 28, 92, 56
-DASHES = ("", "7 4", "2 3", "9 3 2 3")
-"""Of lines, so that they are told apart without colours too."""
 
 
 def has_moved(panels: Panels) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toss_lightning.report.tokens import HARMFUL
-from toss_lightning.svg import COLOURS, DARK, GREY, PALE, head, line, polyline, round_ticks, text, width_of
+from toss_lightning.svg import COLOURS, DARK, DASHES, GREY, PALE, head, line, polyline, round_ticks, text, width_of
 
 WIDTH, PLOT = 460, 182
 """Of the picture, and the height of the field that lines are drawn in."""
@@ -16,7 +16,6 @@ MARK = 8
 LONGEST = 44
 """Signs of a name in the legend."""
 BLUE, RED, *MORE = COLOURS
-DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 
 @dataclass(frozen=True)

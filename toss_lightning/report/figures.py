@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toss_lightning.report.tokens import HARMFUL, RiskScore, one_line
+from toss_lightning.report.tokens import HARMFUL, RiskScore, one_line, row_means
 from toss_lightning.scores import TokenScores, share_of
 from toss_lightning.selection import TokenWeights
 
@@ -59,8 +59,7 @@ def knowledge(scores: TokenScores, score: RiskScore) -> Knowledge | None:
     known, harmful = labels != np.array(None), labels == HARMFUL
     if not harmful.any() or harmful[known].all():
         return None
-    lengths = np.diff(scores.offsets)
-    means = np.add.reduceat(score.values.astype(np.float64), scores.offsets[:-1]) / lengths
+    lengths, means = np.diff(scores.offsets), row_means(scores, score.values)
     of_tokens = np.repeat(known, lengths)
     return Knowledge(
         auroc(score.values[of_tokens], np.repeat(harmful, lengths)[of_tokens]), auroc(means[known], harmful[known])

@@ -204,10 +204,10 @@ def choose_rows(
     every = np.ones(len(lengths), dtype=bool)
     labels = np.array(scores.values("label"), dtype=object)
     harmful, others = labels == HARMFUL, (labels != HARMFUL) & (labels != np.array(None))
-    masked = _row_means(scores, weights.flat() == 0) if weights is not None else np.zeros(len(lengths))
+    masked = row_means(scores, weights.flat() == 0) if weights is not None else np.zeros(len(lengths))
     wanted = {}
     if score is not None:
-        wanted["Riskiest, by the mean score of their tokens"] = (-_row_means(scores, score.values), every)
+        wanted["Riskiest, by the mean score of their tokens"] = (-row_means(scores, score.values), every)
     if masked.any() and harmful.any():
         wanted["Labelled harmful, and masked least"] = (masked, harmful)
         wanted["Labelled otherwise, and masked most"] = (-masked, others & (masked > 0))
@@ -222,7 +222,8 @@ def choose_rows(
     return chosen
 
 
-def _row_means(scores: TokenScores, values: np.ndarray) -> np.ndarray:
+def row_means(scores: TokenScores, values: np.ndarray) -> np.ndarray:
+    """The mean of ``values`` ``[tokens]`` over the tokens of each row; ``[R]`` float64."""
     sums: np.ndarray = np.add.reduceat(values.astype(np.float64), scores.offsets[:-1])
     return sums / np.diff(scores.offsets)
 
