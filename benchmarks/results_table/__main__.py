@@ -91,8 +91,10 @@ def lay_out(experiment: Experiment, to: Path) -> None:
     if experiment.dtype != "auto":
         text = text.replace("quantization: nf4}", f"quantization: nf4, dtype: {experiment.dtype}}}")
     common.write_text(text, encoding="utf-8")
-    text = test.read_text(encoding="utf-8").replace("{prompts}", str(experiment.rows.prompts))
-    test.write_text(text, encoding="utf-8")
+    asked_of = {test: experiment.rows.prompts, to / "validation.yaml": experiment.rows.validation_prompts}
+    for file, prompts in asked_of.items():
+        text = file.read_text(encoding="utf-8").replace("{prompts}", str(prompts))
+        file.write_text(text, encoding="utf-8")
     text = contamination.read_text(encoding="utf-8")
     contamination.unlink()
     for share in OTHER_SHARES:

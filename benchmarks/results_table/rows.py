@@ -34,15 +34,18 @@ class Size:
     """Held-out rows among those that are harmless and erode safety; the others make a custom set."""
     prompts: int = 32
     """Of each set of the test split, at most."""
+    validation_prompts: int = 64
+    """Of the validation split."""
 
 
 SIZES = {
+    "trial": Size(24, reference=16, safety=12, pairs=8, task=8, risky_task=8, prompts=8, validation_prompts=8),
     "small": Size(custom=64, reference=40, safety=32, pairs=24, task=24, risky_task=16),
     "medium": Size(),
     # about all of the harmful rows that there are
     "large": Size(custom=480, safety=240, task=96, prompts=96),
 }
-"""What fits a laptop with a larger base; a laptop; a GPU."""
+"""What shows that every part runs, and no more; what fits a laptop with a larger base; a laptop; a GPU."""
 ALIGNMENT = {"refusals": 160, "harmful": 120, "gsm8k_train": 100, "general": 320}
 """Of ``harmful`` the safe replies."""
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.4)
