@@ -88,7 +88,7 @@ def compare(args: Sequence[str]) -> int:
         print("stopped; the same command goes on", file=sys.stderr)
         return 128 + end.signum if isinstance(end, Stopped) else 130
     try:
-        if not failed or any(run.state() == "done" for run in runs):
+        if not failed or any(run.is_measured for run in runs):
             _report(comparison, runs, differ, given(settings))
     finally:
         for problem in failed:

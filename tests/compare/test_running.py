@@ -49,7 +49,8 @@ if behaviour.get("fail"):
 (run / "summary.json").write_text("{}")
 (run / "evaluation").mkdir(exist_ok=True)
 if behaviour.get("answers", True):
-    (run / "evaluation" / "evaluation.json").write_text("{}")
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(behaviour.get("evaluation", {})))
+sys.exit(behaviour.get("code", 0))
 """
 METHODS = {"A": None, "B": None}
 
@@ -61,7 +62,7 @@ def fake(somewhere, monkeypatch, tmp_path):
     behave()
 
     def command(run: Run) -> list[str]:
-        verb = "test" if run.state() == "test" else "fit"
+        verb = "test" if run.state() in ("test", "unjudged") else "fit"
         return [sys.executable, str(tmp_path / "fake.py"), verb, str(run.directory)]
 
     monkeypatch.setattr(Run, "command", command)
@@ -178,6 +179,39 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, capsys):
     behave()
     assert run_it(path) == []
     assert len(calls()) == 1
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_judge_that_fails_costs_no_other_measure_and_tries_again(tmp_path):
+    """Its run counts with what the others measured, and is not trained again."""
+    path = write_comparison(tmp_path, METHODS, seeds=[1])
+    failed = {"failed_judges": {"Strict": "no such host"}}
+    behave(a={"code": 1, "evaluation": failed})
+    (problem,) = run_it(path)
+    assert problem == "A, seed 1: Strict has not judged: no such host; the report has what else was measured"
+    assert states(path) == {"A1": "unjudged", "B1": "done"}
+    assert [one.is_measured for one in made(path)[1].values()] == [True, True]
+    calls()
+    # it fails as before, and then before it has said anything: what was measured stays
+    for behaviour in ({"code": 1, "evaluation": failed}, {"fail": True}):
+        behave(a=behaviour)
+        assert len(run_it(path)) == 1
+        assert [call.split()[1] for call in calls()] == ["test"]
+        assert states(path) == {"A1": "unjudged", "B1": "done"}
+    behave(a={"evaluation": {"failed_judges": {}}})
+    assert run_it(path) == []
+    assert states(path) == {"A1": "done", "B1": "done"}
+
+
+@pytest.mark.usefixtures("fake")
+def test_an_evaluation_from_before_is_not_taken_for_that_of_a_run_that_fails(tmp_path):
+    path = write_comparison(tmp_path, METHODS, seeds=[1])
+    behave(a={"code": 1, "evaluation": {"failed_judges": {"Strict": "no such host"}}})
+    run_it(path)
+    (tmp_path / "asked.yaml").write_text("{loop: {evaluation: {prompts: {other: prompts.jsonl}}}}")
+    behave(a={"fail": True})
+    run_it(path)
+    assert states(path) == {"A1": "test", "B1": "done"}
 
 
 @pytest.mark.usefixtures("fake")
@@ -450,6 +484,25 @@ def test_a_failure_is_exit_code_1_and_the_others_are_reported(tmp_path, capsys, 
     assert "Not there yet: A, seed 1." in said.out
     assert main(["compare", str(path), "--report"]) == 0
     assert "B against base model" in (tmp_path / "run/compare.md").read_text()
+
+
+def test_a_judge_that_failed_is_named_in_the_report(tmp_path, monkeypatch):
+    path = write_comparison(tmp_path, METHODS, seeds=[1])
+    runs = made(path)[1]
+    by_keywords, by_guard = (
+        {"name": "harmful compliance", "base": [0, 0, 1], "target": [1, 0, 1], "judge": judge} for judge in ("K", "G")
+    )
+    finish(runs["A", 1], [measure(**by_keywords), measure(**by_guard)])
+    finish(runs["B", 1], [measure(**by_keywords)])
+    content = json.loads(runs["B", 1].evaluation.read_text()) | {"failed_judges": {"G": "out of memory"}}
+    runs["B", 1].evaluation.write_text(json.dumps(content))
+    runs["B", 1].file("training", "unjudged")
+    assert main(["compare", str(path), "--report"]) == 0
+    page = (tmp_path / "run/compare.md").read_text()
+    assert "B: seed 1: G has not judged: out of memory." in page
+    measures = {one["judge"]: one for one in json.loads((tmp_path / "run/compare.json").read_text())["measures"]}
+    assert measures["K"]["models"].keys() == {"base model", "A", "B"}
+    assert measures["G"]["models"].keys() == {"base model", "A"}
 
 
 def test_where_all_failed_it_says_how(tmp_path, capsys, monkeypatch):

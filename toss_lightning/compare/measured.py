@@ -90,14 +90,14 @@ def known(values: Values) -> list[float]:
 
 
 def read_outcomes(runs: Sequence[Run]) -> Outcomes:
-    """What the runs that are done left behind.
+    """What the runs that are done left behind, be it without what judges that failed would have said.
 
     Raises:
         StoreError: none is done, or a file is damaged.
     """
     found: dict[str, dict[int, Outcome]] = {}
     for run in runs:
-        if run.state() == "done":
+        if run.is_measured:
             found.setdefault(run.method, {})[run.seed] = Outcome(_read(run.evaluation), _read(run.summary))
     if not found:
         raise StoreError(f"{runs[0].directory.parent.parent}: no run is done, so there is nothing to compare")

@@ -54,6 +54,7 @@ def compare_outcomes(
         "idle": {name: reasons for name in methods if (reasons := _idle(outcomes[name]))},
         "weak": {name: reasons for name in methods if (reasons := _of_seeds(outcomes[name], "weak"))},
         "stopped": {name: reasons for name in methods if (reasons := _of_seeds(outcomes[name], "stopped"))},
+        "failed_judges": {name: reasons for name in methods if (reasons := _failed_judges(outcomes[name]))},
         "unlike": unlike(outcomes),
         "runs": [_run(name, seed, outcomes, measures) for name in methods for seed in sorted(outcomes[name])],
     }
@@ -74,6 +75,14 @@ def _of_seeds(runs: Mapping[int, Outcome], key: str) -> list[str]:
     """What the summaries say there of each stage."""
     of_seeds = sorted(runs.items())
     return [f"seed {seed}: {reason}" for seed, run in of_seeds for reason in run.summary.get(key, {}).values()]
+
+
+def _failed_judges(runs: Mapping[int, Outcome]) -> list[str]:
+    return [
+        f"seed {seed}: {judge} has not judged: {why}"
+        for seed, run in sorted(runs.items())
+        for judge, why in run.evaluation.get("failed_judges", {}).items()
+    ]
 
 
 def _facts(

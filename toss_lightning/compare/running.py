@@ -35,6 +35,8 @@ class _Child:
     slot: int
     process: "subprocess.Popen[bytes]"
     started: float
+    before: str | None
+    """Which evaluation lay there when it began."""
 
 
 def run_all(comparison: Comparison, runs: Sequence[Run], held: int) -> list[str]:
@@ -98,14 +100,16 @@ def _start(run: Run, slot: int, settings: Mapping[str, str], held: int) -> _Chil
         for directory in (run.directory, run.log.parent):
             directory.mkdir(parents=True, exist_ok=True)
         command = run.command()
-        run.file("training")
+        before = run.result()
+        if run.state() != "unjudged":  # whose numbers hold until there are others
+            run.file("training")
         with run.log.open("a", encoding="utf-8") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n")
             log.flush()
             process = _spawn(command, log, {**os.environ, **settings, "PYTHONUNBUFFERED": "1"}, held)
     except OSError as error:
         raise StoreError(cannot_write(run.directory, error)) from error
-    return _Child(run, slot, process, time.monotonic())
+    return _Child(run, slot, process, time.monotonic(), before)
 
 
 def _spawn(command: Sequence[str], log: IO[str], settings: Mapping[str, str], held: int) -> "subprocess.Popen[bytes]":
@@ -132,6 +136,12 @@ def _close(comparison: Comparison, child: _Child) -> str | None:
         reason = "its settings, or a file that they name, were changed while it ran"
     elif now is not None and now.made_from != run.made_from:
         reason = "what it is asked was changed while it ran: the same command evaluates it, and trains nothing again"
+    elif code and now is not None and run.summary.exists() and (failed := run.failed_judges):
+        if run.result() != child.before:
+            run.file("training", "unjudged")
+        if run.state() == "unjudged":
+            said = "; ".join(f"{judge} has not judged: {why}" for judge, why in failed.items())
+            return f"{run.title}: {said}; the report has what else was measured"
     elif code == 0 and run.summary.exists() and run.evaluation.exists():
         if now is not None:
             run.file("training", "evaluation")

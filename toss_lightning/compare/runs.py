@@ -15,15 +15,18 @@ from toss_lightning.config_files import read_config
 from toss_lightning.errors import ConfigError
 from toss_lightning.files import digest_of_file, write_json
 
-State = Literal["done", "test", "resume", "new", "stale", "foreign"]
+State = Literal["done", "unjudged", "test", "resume", "new", "stale", "foreign"]
 SAYS: dict[State, str] = {
     "done": "done",
+    "unjudged": "evaluated, but for judges that failed, which try again",
     "test": "trained; to be evaluated with the settings of now",
     "resume": "begun; goes on from its checkpoint",
     "new": "to run",
     "stale": "made from other settings; is moved to earlier/ and run again",
     "foreign": "finished, but not started by this comparison: move it away, and it is run anew",
 }
+Part = Literal["training", "evaluation", "unjudged"]
+"""Of what lies in a run's directory; ``unjudged`` is an evaluation some of whose judges failed."""
 MADE_FROM = "made_from.json"
 SEED = "{seed}"
 """Stands for a run's seed in values of ``set``."""
@@ -68,17 +71,33 @@ class Run:
             return "foreign" if is_foreign else "stale"
         if not self.summary.exists():
             return "resume"
-        same = theirs.get("evaluation") == self.made_from["evaluation"]
-        return "done" if same and self.evaluation.exists() and theirs.get("result") == self._result() else "test"
+        if not self.evaluation.exists() or theirs.get("result") != self.result():
+            return "test"
+        now = self.made_from["evaluation"]
+        return "done" if theirs.get("evaluation") == now else "unjudged" if theirs.get("unjudged") == now else "test"
+
+    @property
+    def is_measured(self) -> bool:
+        """Its numbers are those of the settings of now, be it without those of judges that failed."""
+        return self.state() in ("done", "unjudged")
+
+    @property
+    def failed_judges(self) -> dict[str, str]:
+        """Judge that could not judge -> why, as the evaluation says."""
+        try:
+            content = json.loads(self.evaluation.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return dict(content.get("failed_judges", {}))
 
     @property
     def has_foreign_answers(self) -> bool:
         """It was last begun with other questions than those of now, and may have answered them."""
         return self._filed().get("asked") != self.made_from["evaluation"]
 
-    def _result(self) -> str:
+    def result(self) -> str | None:
         """Tells the numbers of the comparison from those that a ``toss test`` of the same directory leaves."""
-        return digest_of_file(self.evaluation)
+        return digest_of_file(self.evaluation) if self.evaluation.exists() else None
 
     def _filed(self) -> dict[str, Any]:
         try:
@@ -87,16 +106,21 @@ class Run:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def file(self, *parts: str) -> None:
+    def file(self, *parts: Part) -> None:
         """Notes what is in the directory from now on, and nothing else: of no part, that its origin is unknown."""
-        result = {"result": self._result()} if "evaluation" in parts else {}
-        asked = {"asked": self.made_from["evaluation"]} if parts else {}
-        write_json(self.directory / MADE_FROM, {part: self.made_from[part] for part in parts} | asked | result)
+        found: dict[str, str | None] = {}
+        for part in parts:
+            found[part] = self.made_from["training" if part == "training" else "evaluation"]
+        if parts:
+            found["asked"] = self.made_from["evaluation"]
+        if {*parts} - {"training"}:
+            found["result"] = self.result()
+        write_json(self.directory / MADE_FROM, found)
 
     def command(self) -> list[str]:
         """What does what is left to do."""
         # settings that the run was evaluated with before, and that no file names any more, must not lie beneath
-        verb, further = ("test", [ALONE]) if self.state() == "test" else ("fit", ["--ckpt_path=auto"])
+        verb, further = ("test", [ALONE]) if self.state() in ("test", "unjudged") else ("fit", ["--ckpt_path=auto"])
         return [sys.executable, "-m", "toss_lightning", verb, *self.arguments, *further]
 
 

@@ -84,6 +84,7 @@ def notes(content: Content) -> list[str]:
     found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content["idle"].items()]
     found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content["weak"].items()]
     found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content["stopped"].items()]
+    found += [f"{name}: {'; '.join(reasons)}." for name, reasons in content["failed_judges"].items()]
     found += [f"Methods differ in {line}." for line in content.get("differing", [])]
     found += [f"Runs differ in {line}." for line in content["unlike"]]
     return found

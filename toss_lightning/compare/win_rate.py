@@ -128,7 +128,7 @@ def _matches(win_rate: WinRate, baseline: str, runs: Sequence[Run]) -> Iterator[
     replies = {
         (run.method, run.seed): read_responses(run.evaluation.with_name("responses.jsonl"))
         for run in runs
-        if run.state() == "done"
+        if run.is_measured
     }
     for run in runs:
         of_base = win_rate.against == "base"
