@@ -6,12 +6,15 @@ import tomllib
 from itertools import chain, zip_longest
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 from tiny import some_pairs, write_rows
 
 from toss_lightning.cli import main
 from toss_lightning.config_files import configs_directory
+from toss_lightning.evaluation.judges.guards import GUARDS
+from toss_lightning.evaluation.prompts import PromptSet, load_prompts
 from toss_lightning.loops.plan import TOSS_PLAN
 
 pytestmark = pytest.mark.usefixtures("somewhere")
@@ -80,6 +83,46 @@ def test_evaluations_are_laid_over_a_run(name, capsys):
         assert evaluation["prompts"][prompts].items() >= said.items()
     judges = [judge["class_path"].rpartition(".")[2] for judge in written.get("judges", [])]
     assert [judge["class_path"].rpartition(".")[2] for judge in evaluation["judges"] or []] == judges
+
+
+def test_sets_from_the_hub(capsys, monkeypatch):
+    """What hub.yaml asks, and hh.yaml, whose mild prompts would count as refusals that are missing among the others."""
+    sets = {}
+    for name in ("hub", "hh"):
+        evaluation = resolved(capsys, "--config=demo", f"--config=evaluation/{name}")["loop"]["init_args"]["evaluation"]
+        sets |= {key: spec for key, spec in evaluation["prompts"].items() if spec["path"].count("/") == 1}
+    harmful = {"advbench", "harmbench", "strongreject", "jailbreakbench", "hh"}
+    assert {name for name, spec in sets.items() if spec["label"] == "harmful"} == harmful
+    assert sets.keys() - harmful == {"jailbreakbench_benign", "xstest", "or_bench_hard", "gsm8k"}
+    assert {name for name, spec in sets.items() if spec["revision"] is not None} == set()
+    (judge,) = evaluation["judges"]
+    assert GUARDS[judge["init_args"]["template"]].decides == ("harmful",)
+    asked = []
+
+    def load_dataset(path, subset, **options):
+        asked.append((path, subset, options))
+        return datasets.Dataset.from_list([{"chosen": "\n\nHuman: Who?\n\nAssistant: Me.", "rejected": ""}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (prompt,) = load_prompts("hh", PromptSet(**sets["hh"]))
+    assert (prompt.text, prompt.label, prompt.reference) == ("Who?", "harmful", "Me.")
+    options = {"split": "test", "revision": None, "data_dir": "harmless-base"}
+    assert asked == [("Anthropic/hh-rlhf", None, options)]
+
+
+def test_a_set_that_is_commented_out_is_one(capsys):
+    text = (ROOT / "configs/evaluation/hub.yaml").read_text().replace("# hex_phi:", "hex_phi:")
+    Path("mine.yaml").write_text(text)
+    prompts = resolved(capsys, "--config=demo", "--config=mine.yaml")["loop"]["init_args"]["evaluation"]["prompts"]
+    assert (prompts["hex_phi"]["path"], prompts["hex_phi"]["label"]) == ("hex_phi.jsonl", "harmful")
+
+
+def test_the_sets_in_the_docs_are_those_of_the_files():
+    listed = (ROOT / "docs/evaluation.md").read_text().partition("### Sets from the hub")[2].partition("`--config")[0]
+    names = {name for row in re.findall(r"^\| (`.*?) \|", listed, re.M) for name in re.findall(r"`(\w+)`", row)}
+    files = [(ROOT / f"configs/evaluation/{name}.yaml").read_text() for name in ("hub", "hh")]
+    sets = [yaml.safe_load(text.replace("# hex_phi:", "hex_phi:"))["loop"]["evaluation"]["prompts"] for text in files]
+    assert names == {*chain.from_iterable(sets)}
 
 
 def test_the_demo_evaluation_runs(tiny_model, capsys):

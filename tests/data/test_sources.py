@@ -7,12 +7,16 @@ import os
 import socket
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import datasets
 import pytest
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RevisionNotFoundError
 from tiny import some_pairs, write_rows
 
+from toss_lightning.data import sources
 from toss_lightning.data.sources import Loaded, Source, load_set
 from toss_lightning.errors import DataError
 
@@ -543,13 +547,19 @@ def test_a_share_that_comes_to_no_row_is_an_error(tmp_path: Path) -> None:
 # --- the hub ------------------------------------------------------------------------------------------------------
 
 
+ONE, OTHER = "a1" * 20, "b2" * 20
+"""Two commits."""
+
+
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str]]:
-    """What the hub is asked for: path, subset and split."""
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, ...]]:
+    """What the hub is asked for: path, subset, split, revision and folder."""
     asked = []
 
-    def load_dataset(path: str, subset: str | None, split: str) -> datasets.Dataset:
-        asked.append((path, subset, split))
+    def load_dataset(
+        path: str, subset: str | None, split: str, revision: str | None, data_dir: str | None
+    ) -> datasets.Dataset:
+        asked.append((path, subset, split, revision, data_dir))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -559,12 +569,85 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str]]:
 @pytest.mark.parametrize("name", ["teknium/OpenHermes-2.5", "squad", "hf://datasets/teknium/OpenHermes-2.5"])
 def test_names_of_hub_datasets(name: str, asked: list) -> None:
     assert len(load_set(name).conversations) == 6
-    assert asked == [(name, None, "train")]
+    assert asked == [(name, None, "train", None, None)]
 
 
 def test_the_hub_is_asked_for_the_split_and_the_subset(asked: list) -> None:
     load_set([Source("owner/name", subset="math", split="test"), Source("owner/other", split="dev")])
-    assert asked == [("owner/name", "math", "test"), ("owner/other", None, "dev")]
+    assert asked == [("owner/name", "math", "test", None, None), ("owner/other", None, "dev", None, None)]
+
+
+def test_the_hub_is_asked_for_the_revision_and_the_folder(asked: list) -> None:
+    load_set([Source("owner/name", revision=ONE, data_dir="part"), Source("owner/name", revision="v1")])
+    assert asked == [("owner/name", None, "train", ONE, "part"), ("owner/name", None, "train", "v1", None)]
+
+
+@pytest.mark.parametrize("option", [{"revision": "main"}, {"data_dir": "part"}, {"revision": "v1", "data_dir": "part"}])
+def test_what_lies_here_has_no_revision_and_no_folder(
+    tmp_path: Path, option: dict[str, str], asked: list, somewhere: None
+) -> None:
+    write_folder(Path("owner/name"), ROWS)
+    here = [WRITERS[suffix](tmp_path / f"rows{suffix}", ROWS) for suffix in WRITERS]
+    for path in (*here, "sample:custom", "owner/name"):
+        assert refusal(Source(path, **option)) == (
+            f"{path}: {next(iter(option))}: only hub datasets have one: set it to null, or name the hub's as"
+            " hf://datasets/OWNER/NAME"
+        )
+    load_set(Source("hf://datasets/owner/name", **option))
+    assert len(asked) == 1
+
+
+def test_a_revision_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_, **__):
+        cause = RevisionNotFoundError.__new__(RevisionNotFoundError)  # by itself it takes a response
+        raise datasets.exceptions.DatasetNotFoundError("Revision 'v9' doesn't exist for dataset") from cause
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    assert refusal(Source("owner/name", revision="v9")) == (
+        "owner/name: revision: the hub has no 'v9': give a commit, a tag or a branch of the dataset, or leave it out"
+        " for the branch main"
+    )
+
+
+@pytest.fixture
+def read_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub cannot be reached, and commit ONE of owner/name, which was v1 then, has been read before."""
+    datasets.load_dataset("json", data_files=write_jsonl(tmp_path / "r.jsonl", ROWS), cache_dir=str(tmp_path / "made"))
+    (made,) = {path.parent for path in (tmp_path / "made").rglob("*.arrow")}
+    cached = tmp_path / "cache" / "owner___name" / "default" / "0.0.0" / ONE
+    cached.parent.mkdir(parents=True)
+    made.rename(cached)
+    (cached / "json-train.arrow").rename(cached / "name-train.arrow")
+    facts = json.loads((cached / "dataset_info.json").read_text())
+    (cached / "dataset_info.json").write_text(json.dumps(facts | {"config_name": "default", "dataset_name": "name"}))
+    known = tmp_path / "hub" / "datasets--owner--name"
+    (known / "refs").mkdir(parents=True)
+    (known / "refs" / "v1").write_text(ONE)
+    (known / "snapshots" / ONE).mkdir(parents=True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(sources, "snapshot_download", partial(snapshot_download, cache_dir=tmp_path / "hub"))
+
+
+@pytest.mark.parametrize("revision", [None, ONE, "v1"])
+def test_without_the_hub_the_rows_are_those_that_were_read_last(read_before: None, revision: str | None) -> None:
+    assert replies(load_set(Source("owner/name", revision=revision))) == [row["completion"] for row in ROWS]
+    assert len(load_set(Source("hf://datasets/owner/name", revision=revision)).conversations) == 6
+
+
+@pytest.mark.parametrize("revision", [OTHER, "v2", "main"])
+def test_without_the_hub_rows_of_another_revision_are_refused(read_before: None, revision: str) -> None:
+    assert refusal(Source("owner/name", revision=revision)) == (
+        f"owner/name: revision: the hub cannot be reached, and what was read of it last is commit {ONE}: name that, or"
+        " try again when it can"
+    )
+
+
+def test_a_folder_that_is_not_found(read_before: None) -> None:
+    assert refusal(Source("owner/name", data_dir="part")) == (
+        "owner/name: data_dir: no files in 'part', or the hub cannot be reached: correct it, or save the rows to a file"
+        " where it can"
+    )
 
 
 def test_what_is_missing_in_a_folder_that_is_here_is_not_looked_for_on_the_hub(somewhere: None, asked: list) -> None:

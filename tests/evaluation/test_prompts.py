@@ -43,6 +43,33 @@ def test_what_a_prompt_is_about_stands_before_it(tmp_path: Path) -> None:
     assert [one.text for one in found] == ["1. Beans\n\n---\n\nAdd to this list", "How?"]
 
 
+@pytest.mark.parametrize("utility", ["answer", "rouge_l", None])
+def test_what_a_table_holds_nothing_in_is_not_there(tmp_path: Path, utility: Any) -> None:
+    """Pandas writes NaN there, and Python's json reads it."""
+    whole = {"instruction": "Sum up", "target": "7", "output": "It is 7.", "label": "benign"}
+    nothing = ("input", "answer", "system", "messages", "chosen", "prompt", "response", "category", "id", "context")
+    path = write(tmp_path / "p.jsonl", {**dict.fromkeys(nothing, float("nan")), **whole})
+    assert "NaN" in Path(path).read_text()
+    assert load_prompts("mine", PromptSet(path, utility=utility)) == load_prompts(
+        "mine", PromptSet(write(tmp_path / "q.jsonl", whole), utility=utility)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"utility": "answer"}, "utility answer compares with a column answer, and the row has none"),
+        ({}, "label None does not say"),
+    ],
+)
+def test_what_is_wanted_of_a_reply_is_missed_where_a_table_holds_nothing(
+    tmp_path: Path, options: Any, message: str
+) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "1 + 1?", "answer": float("nan"), "label": float("nan")})
+    with pytest.raises(DataError, match=f"p.jsonl:1: {message}"):
+        load_prompts("mine", PromptSet(path, **options))
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -76,6 +103,21 @@ def test_a_transcript_in_one_text_is_cut_into_its_turns(tmp_path: Path) -> None:
     (prompt,) = load_prompts("hh", PromptSet(path, label="harmful"))
     assert [turn.content for turn in prompt.messages] == ["Who?\n\nIn two\n\nparts.", "Me.", "How?"]
     assert prompt.reference == "So."
+
+
+def test_what_one_speaker_says_twice_in_a_transcript_is_one_turn(tmp_path: Path) -> None:
+    """As in HH-RLHF, where a turn is empty, or a reply begins anew."""
+    text = "\n\nHuman: Who?\n\nAssistant: Me.\n\nHuman: \n\nAssistant: Me again.\n\nHuman: How?\n\nAssistant: "
+    path = write(
+        tmp_path / "p.jsonl", {"chosen": text}, {"chosen": "\n\nHuman: Who?\n\nAssistant: I\n\nAssistant: Me."}
+    )
+    first, second = load_prompts("hh", PromptSet(path, label="harmful"))
+    assert first.messages == (
+        Message("user", "Who?"),
+        Message("assistant", "Me.\n\nMe again."),
+        Message("user", "How?"),
+    )
+    assert (first.reference, second.text, second.reference) == (None, "Who?", "I\n\nMe.")
 
 
 def test_a_chosen_reply_that_is_no_transcript_does_not_hide_the_prompt(tmp_path: Path) -> None:

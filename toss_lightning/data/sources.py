@@ -4,6 +4,7 @@ import csv
 import errno
 import glob
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from typing import Any, Literal
 
 import datasets
 import pyarrow
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
 from toss_lightning.data.formats import Conversation, Format, detect_format, to_conversation
 from toss_lightning.data.json_rows import Table, read_json_rows
@@ -25,6 +28,8 @@ LONGEST_CELL = 2**31 - 1
 SAMPLES = Path(__file__).parent / "samples"
 HUB = "hf://datasets/"
 """Stands before the name of a hub dataset that is looked for nowhere else."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A commit in full; it alone stands for the same rows for ever."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOENT)
 """What the system says of a full disk, a quota and a process limit, and Python where no directory takes a file."""
 
@@ -46,6 +51,10 @@ class Source:
     """Split of a hub dataset."""
     subset: str | None = None
     """Configuration of a hub dataset."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub dataset; what its branch main holds by default."""
+    data_dir: str | None = None
+    """Folder of a hub dataset whose files are read, where its rows lie in several: harmless-base of HH-RLHF."""
     skip: int = 0
     """Rows to pass over at the start."""
     rows: int | None = None
@@ -123,6 +132,7 @@ def _conversations(source: Source) -> Table:
 def _read(source: Source) -> Table:
     """Opens a source as a table, its columns renamed. Errors name the file and, where it can be found, the line."""
     if source.path.startswith("sample:"):
+        _check_is_hub(source, False)
         name = source.path.removeprefix("sample:")
         path = SAMPLES / f"{name}.jsonl"
         if not path.exists():
@@ -132,6 +142,7 @@ def _read(source: Source) -> Table:
     path = Path(os.path.expanduser(source.path))  # pathlib raises where nobody has such a home
     table: Table
     try:
+        _check_is_hub(source, path.suffix.lower() not in READERS and not path.exists())
         if path.suffix.lower() in READERS:
             table = _read_file(path)
         elif path.is_dir():
@@ -139,7 +150,7 @@ def _read(source: Source) -> Table:
         elif path.is_file():
             raise DataError(f"{path}: unknown kind of file; files end in {', '.join(READERS)}")
         elif source.path.startswith(HUB) or may_be_hub_id(source.path):
-            table = datasets.load_dataset(source.path, source.subset, split=source.split)
+            table = _read_hub(source)
         else:
             hub = f"; the hub's is {HUB}{source.path}" if HUB_ID.fullmatch(source.path) else ""
             raise DataError(f"{path}: no such file{nearest(path)}; files end in {', '.join(READERS)}{hub}")
@@ -160,6 +171,72 @@ def _read(source: Source) -> Table:
         raise DataError(f"{source.path}: columns: names {missing}, but the data has {table.column_names}")
     table = table.remove_columns([new for new in renamed.values() if new in table.column_names and new not in renamed])
     return table.rename_columns(renamed)
+
+
+def _check_is_hub(source: Source, is_hub: bool) -> None:
+    """Refuses options of a hub dataset beside what is read from this machine, which would not heed them.
+
+    Raises:
+        DataError: there is one.
+    """
+    given = {"revision": source.revision, "data_dir": source.data_dir}
+    if not is_hub and (names := [name for name, value in given.items() if value is not None]):
+        raise DataError(
+            f"{source.path}: {names[0]}: only hub datasets have one: set it to null, or name the hub's as"
+            f" {HUB}OWNER/NAME"
+        )
+
+
+def _read_hub(source: Source) -> datasets.Dataset:
+    try:
+        table = datasets.load_dataset(
+            source.path, source.subset, split=source.split, revision=source.revision, data_dir=source.data_dir
+        )
+    except datasets.exceptions.DatasetNotFoundError as error:
+        if isinstance(error.__cause__, RevisionNotFoundError):
+            raise DataError(
+                f"{source.path}: revision: the hub has no {source.revision!r}: give a commit, a tag or a branch of the"
+                " dataset, or leave it out for the branch main"
+            ) from error
+        raise
+    except ValueError as error:
+        # what `datasets` says of a missing folder once it has read another; without the hub it finds none again
+        if source.data_dir is not None and "Couldn't find cache" in str(error):
+            raise DataError(
+                f"{source.path}: data_dir: no files in {source.data_dir!r}, or the hub cannot be reached: correct it,"
+                " or save the rows to a file where it can"
+            ) from error
+        raise
+    if source.revision is not None:
+        _check_revision(source, table)
+    return table
+
+
+def _check_revision(source: Source, table: datasets.Dataset) -> None:
+    """Refuses the rows that `datasets` read last, of whatever revision, which it gives where it does not reach the hub.
+
+    Raises:
+        DataError: they are of another revision than the one that was asked for.
+    """
+    folders = {Path(file["filename"]).parent.name for file in table.cache_files}
+    commits = sorted(filter(COMMIT.fullmatch, folders))
+    if commits and commits != [_commit(source)]:
+        raise DataError(
+            f"{source.path}: revision: the hub cannot be reached, and what was read of it last is commit"
+            f" {commits[0]}: name that, or try again when it can"
+        )
+
+
+def _commit(source: Source) -> str | None:
+    """The commit that a revision stood for when the hub was last asked; None where it never was."""
+    if COMMIT.fullmatch(str(source.revision)):
+        return source.revision
+    name = source.path.removeprefix(HUB)
+    try:
+        folder = snapshot_download(name, repo_type="dataset", revision=source.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return Path(folder).name
 
 
 def _read_file(path: Path) -> Table:

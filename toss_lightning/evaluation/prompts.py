@@ -3,8 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal, get_args
 
 from toss_lightning.data.formats import ROLES, Conversation, Message, behind_context, in_context, system_turn
@@ -61,7 +63,7 @@ def load_prompts(name: str, spec: PromptSet) -> list[Prompt]:
                 f"loop.evaluation.prompts.{name}.{option}: {value!r} is none of its values: {', '.join(choices)}"
             )
     _check_source(spec, f"loop.evaluation.prompts.{name}")
-    prompts = [_prompt(name, spec, where, number, row) for number, (where, row) in enumerate(numbered_rows(spec))]
+    prompts = [_prompt(name, spec, where, number, row) for number, (where, row) in enumerate(_rows(spec))]
     if repeated := len(prompts) - len({prompt.prompt_id for prompt in prompts}):
         raise DataError(f"{spec.path}: {repeated} ids stand there more than once: give each row its own, or none")
     return prompts
@@ -80,7 +82,7 @@ def load_pairs(spec: Source, key: str) -> list[Pair]:
     """
     _check_source(spec, key)
     pairs = []
-    for number, (where, row) in enumerate(numbered_rows(spec)):
+    for number, (where, row) in enumerate(_rows(spec)):
         messages, safe = _turns(row, where), row.get("safe_reply")
         is_reply = bool(messages) and messages[-1].role == "assistant" and bool(messages[-1].content.strip())
         if not is_reply or not isinstance(safe, str) or not safe.strip():
@@ -100,6 +102,12 @@ def _check_source(spec: Source, key: str) -> None:
         raise ConfigError(f"{key}.share: what is asked is no part of another set: say rows instead")
     if spec.format != "auto":
         raise ConfigError(f"{key}.format: {spec.format}: leave it out: the columns tell, and columns renames them")
+
+
+def _rows(spec: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows and where they stand, without columns that hold nothing, as the NaN of a table says too."""
+    for where, row in numbered_rows(spec):
+        yield where, {name: value for name, value in row.items() if value == value}
 
 
 def digest_asked(prompts: Sequence[Prompt], pairs: Sequence[Pair]) -> dict[str, str]:
@@ -185,11 +193,17 @@ def _written_turns(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
 
 
 def _transcript(text: str) -> tuple[Message, ...]:
-    """The turns of a conversation that is written as one text, as in HH-RLHF."""
+    """The turns of a conversation that is written as one text, as in HH-RLHF.
+
+    What one speaker says twice is one turn: HH-RLHF holds turns that are empty or interrupted.
+    """
     parts = re.split(r"(?:^|\n\n)(Human|Assistant): ?", text)
     speakers = {"Human": "user", "Assistant": "assistant"}
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return tuple(Message(speakers[speaker], said.strip()) for speaker, said in turns if said.strip())
+    said = [(speaker, text.strip()) for speaker, text in zip(parts[1::2], parts[2::2], strict=True) if text.strip()]
+    return tuple(
+        Message(speakers[speaker], "\n\n".join(text for _, text in turns))
+        for speaker, turns in groupby(said, key=itemgetter(0))
+    )
 
 
 def _list(turns: Any, where: str) -> list[Any]:
