@@ -492,6 +492,17 @@ def undisturbed(tiny_config: str) -> dict[str, bytes]:
     return adapters("undisturbed")
 
 
+def test_a_run_below_the_home_directory_is_found_where_it_was_written(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    fit = ["fit", "--config", tiny_config, "--run_dir=~/run", "--loop.plan=[target]"]
+    assert main([*fit, "--trainer.max_steps=2"]) == 0
+    reached = newest_checkpoint("home/run")
+    assert main([*fit, "--trainer.max_steps=3", "--ckpt_path=last"]) == 0
+    assert newest_checkpoint("home/run").name > reached.name
+    assert main([*fit, f"--ckpt_path=~/run/checkpoints/{reached.name}"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "tiny_toss.yaml"}
+
+
 def test_auto_starts_from_the_beginning_and_later_goes_on(capsys, tiny_config, undisturbed, monkeypatch):
     fit = ["fit", "--config", tiny_config, "--run_dir", "run", "--ckpt_path", "auto"]
     assert main([*fit, "--trainer.max_steps=8"]) == 0

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
+from toss_lightning.cli import main
 from toss_lightning.cli_args import with_configs, with_run_dir
 from toss_lightning.config_files import configs_directory
 from toss_lightning.errors import ConfigError
@@ -66,6 +68,14 @@ def test_the_configuration_of_a_run_lies_beneath_however_the_run_is_named(monkey
     ]
 
 
+def test_the_configuration_of_a_run_below_the_home_directory_lies_beneath(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    own = tmp_path / "home/run/config.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
+    assert with_configs(["test", "--run_dir=~/run"])[1] == f"--config={own}"
+
+
 @pytest.mark.parametrize("option", [["--own_config=false"], ["--own_config", "false"]])
 def test_the_configuration_of_a_run_is_left_out_where_that_is_asked_for(option):
     Path("run").mkdir()
@@ -76,3 +86,31 @@ def test_the_configuration_of_a_run_is_left_out_where_that_is_asked_for(option):
     assert with_configs([*test, "--own_config=true"])[1] == "--config=run/config.yaml"
     with pytest.raises(ConfigError, match="--own_config: 'no': give true or false"):
         with_configs([*test, "--own_config=no"])
+
+
+def test_an_option_with_a_null_keeps_its_place():
+    options = ["--loop.selection", "ChainSelection", "--loop.selection.discard", "null", "--loop.selection.stay=0.5"]
+    assert resolved("--config=toss", *options, "--run_dir=run")[2:] == [
+        *options[:2],
+        '--config={"loop.selection.discard": null}',
+        *options[4:],
+        "--run_dir=run",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "discard"),
+    [
+        (["--loop.selection.discard", "0.2", "--loop.selection.discard", "null"], None),
+        (["--loop.selection.discard=0.2", "--loop.selection.discard=null"], None),
+        (["--loop.selection.discard=null", "--loop.selection.discard=0.2"], 0.2),
+    ],
+)
+def test_the_last_of_two_options_wins_though_one_is_null(capsys, options, discard):
+    chain = ["--loop.selection", "ChainSelection", "--loop.selection.stay=0.5"]
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "--config=toss", *chain, *options, "--print_config"])
+    assert done.value.code in (0, None)
+    selection = yaml.safe_load(capsys.readouterr().out)["loop"]["init_args"]["selection"]
+    assert selection["class_path"].endswith("ChainSelection")
+    assert (selection["init_args"]["discard"], selection["init_args"]["stay"]) == (discard, 0.5)

@@ -71,6 +71,15 @@ def test_the_page_can_lie_elsewhere(capsys: pytest.CaptureFixture[str], tmp_path
     assert before == {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}, "the run is as it was"
 
 
+def test_paths_below_the_home_directory(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A shell expands them in no option whose value stands behind an equals sign."""
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "~/run", "--out=~/pages/mine.html", "--scores=~/run/scores"]) == 0
+    assert Page((home / "pages/mine.html").read_text(encoding="utf-8")).rows()
+    assert not list(tmp_path.iterdir())
+
+
 def test_how_many_rows_are_shown(tmp_path: Path) -> None:
     shown = []
     for count in (1, 2, 50):

@@ -12,3 +12,9 @@ def test_configs_of_an_installed_package_come_first(tmp_path: Path, monkeypatch:
     assert config_files.configs_directory() == package / "configs"
     (package / "configs").rmdir()
     assert config_files.configs_directory() == tmp_path / "site" / "configs"
+
+
+def test_a_file_in_the_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("{}")
+    assert config_files.find_config("~/mine.yaml") == tmp_path / "mine.yaml"

@@ -1,7 +1,9 @@
 import errno
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,9 @@ from kills import killed_everywhere, tree
 
 from toss_lightning.errors import StoreError
 from toss_lightning.files import (
+    ABANDONED,
+    cache_directory,
+    digest_of_file,
     discard_directory,
     may_be_hub_id,
     new_directory,
@@ -17,6 +22,8 @@ from toss_lightning.files import (
     put_in_place,
     restore_directory,
     sweep,
+    sweep_abandoned,
+    user_path,
     write_json,
     write_text,
 )
@@ -99,6 +106,66 @@ def test_a_sweep_takes_what_is_half_written_and_nothing_else(tmp_path: Path) -> 
     sweep(tmp_path)
     sweep(tmp_path / "nothing_here")
     assert set(tree(tmp_path)) == {"mine.tmp", ".hidden", "folder/.file.5.tmp"}
+
+
+def test_what_is_half_written_has_a_name_of_its_own(tmp_path: Path) -> None:
+    # as of two machines that share a disk, on which processes may have the same number
+    with new_file(tmp_path / "file") as one, new_file(tmp_path / "file") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert tree(tmp_path) == {"file": b"one"}
+    with new_directory(tmp_path / "store") as one, new_directory(tmp_path / "store") as other:
+        (one / "file").write_text("one")
+        (other / "file").write_text("other")
+    assert tree(tmp_path) == {"file": b"one", "store/file": b"one"}
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "at the last moment"])
+def test_a_directory_that_is_not_to_be_replaced_stays_whenever_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    store, rename = tmp_path / "store", Path.rename
+
+    def theirs() -> None:
+        store.mkdir()
+        (store / "file").write_text("theirs")
+
+    def renamed(self: Path, target: Path) -> Path:
+        theirs()
+        return rename(self, target)
+
+    if when == "before":
+        theirs()
+    if when == "at the last moment":
+        monkeypatch.setattr(Path, "rename", renamed)
+    with new_directory(store, replace=False) as directory:
+        (directory / "file").write_text("mine")
+        if when == "meanwhile":
+            theirs()
+    assert tree(tmp_path) == {"store/file": b"theirs"}
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_sweep_among_others_takes_what_was_left_long_ago(tmp_path: Path) -> None:
+    for name in (".model-1.77.tmp", ".model-1.78.tmp", ".other.77.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("half")
+        os.utime(tmp_path / name, (time.time() - ABANDONED - 60,) * 2)
+    os.utime(tmp_path / ".model-1.78.tmp")
+    sweep_abandoned(tmp_path, "model-?")
+    sweep_abandoned(tmp_path / "nothing_here", "model-?")
+    assert {path.name for path in tmp_path.iterdir()} == {".model-1.78.tmp", ".other.77.tmp"}
+
+
+def test_paths_are_taken_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/run") == tmp_path / "run"
+    assert user_path("run/~") == Path("run/~")
+    assert user_path("~nosuchuser/run") == Path("~nosuchuser/run")
+    monkeypatch.setenv("TOSS_CACHE", "~/cache")
+    assert cache_directory() == tmp_path / "cache"
+    (tmp_path / "file").write_text("content")
+    assert digest_of_file("~/file") == digest_of_file(tmp_path / "file")
 
 
 # --- killed at every touch of the disk --------------------------------------------------------------------------------
@@ -192,6 +259,8 @@ def test_a_file_where_a_directory_is_wanted(tmp_path: Path) -> None:
     ):
         with pytest.raises(StoreError, match=r"run/.*: cannot be written \(.*choose another --run_dir"):
             attempt()
+    with pytest.raises(StoreError, match=r"free some space or choose another disk$"):
+        write_json(tmp_path / "run" / "summary.json", {}, "choose another disk")
     assert tree(tmp_path) == {"run": b"a file"}
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from toss_lightning.config_files import configs_directory, find_config, read_config
 from toss_lightning.errors import ConfigError
+from toss_lightning.files import user_path
 
 STAMP = f"{'[0-9]' * 8}-{'[0-9]' * 6}*"
 """What stands behind the config's name in a run's: when it began, and a number where two began in one second."""
@@ -49,7 +50,7 @@ def with_configs(args: Sequence[str]) -> list[str]:
             options.append(arg)
     if not alone and (args[0] == "test" or (args[0] == "select" and not configs)):
         run_dir = _run_dir_of(options, configs)
-        own = Path(run_dir or ".") / "config.yaml"
+        own = user_path(run_dir or ".") / "config.yaml"
         if own.is_file():
             configs = [own, *configs]
             # a run directory that one stands in: what its configuration calls it is seen from elsewhere
@@ -62,29 +63,27 @@ def with_configs(args: Sequence[str]) -> list[str]:
             print(f"No --config given: running {_shown(configs[0])}")
     for path in configs:
         read_config(path)
-    options, nulls = _without_nulls(options)
-    return [args[0], *(f"--config={path}" for path in configs), *nulls, *options]
+    return [args[0], *(f"--config={path}" for path in configs), *_without_nulls(options)]
 
 
-def _without_nulls(options: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options, and those whose value is or holds a ``null`` as inline configurations.
+def _without_nulls(options: Sequence[str]) -> list[str]:
+    """Options, of which those whose value is or holds a ``null`` are inline configurations, in the same places.
 
     jsonargparse hands an option on to a class inside a class as text, in which null has become the word None.
     """
     kept: list[str] = []
-    nulls: list[str] = []
     rest = iter(options)
     for option in rest:
         name, equals, value = option.partition("=")
         if name.startswith("--") and "." in name:
             value = value if equals else next(rest, "")
             if "null" in value and _holds_null(parsed := _parsed(value)):
-                nulls.append(f"--config={json.dumps({name.removeprefix('--'): parsed})}")
+                kept.append(f"--config={json.dumps({name.removeprefix('--'): parsed})}")
                 continue
             kept += [option] if equals else [option, *([value] if value else [])]
         else:
             kept.append(option)
-    return kept, nulls
+    return kept
 
 
 def _parsed(text: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from toss_lightning.errors import ConfigError, StoreError
-from toss_lightning.files import nearest, write_text
+from toss_lightning.files import nearest, user_path, write_text
 
 PAGE = "report.html"
 HELP = f"""usage: toss report RUN_DIR [--out FILE] [--rows N]
@@ -71,11 +71,11 @@ def read_command(args: Sequence[str]) -> argparse.Namespace:
         ConfigError: one of them is wrong.
     """
     parser = _Parser(prog="toss report", add_help=False, allow_abbrev=False)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR")
+    parser.add_argument("--out", type=user_path)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--row", type=int, nargs="+", default=[])
-    parser.add_argument("--scores", type=Path)
+    parser.add_argument("--scores", type=user_path)
     parser.add_argument("--tokenizer")
     command = parser.parse_args(args)
     if command.rows is not None and command.rows < 1:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from toss_lightning.errors import ConfigError
+from toss_lightning.files import user_path
 
 
 def configs_directory() -> Path:
@@ -25,7 +26,7 @@ def find_config(name: str) -> Path:
     ours = configs_directory()
     short = name.removeprefix("configs/").removesuffix(".yaml")
     # os.path calls a text that is too long for a name no file, where pathlib raises
-    for path in (Path(name), ours / f"{short}.yaml"):
+    for path in (user_path(name), ours / f"{short}.yaml"):
         if os.path.isfile(path):
             return path
     known = {str(path.relative_to(ours).with_suffix("")): path for path in sorted(ours.rglob("*.yaml"))}

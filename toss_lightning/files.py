@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -18,6 +20,10 @@ from toss_lightning.errors import StoreError
 
 RUN_DIR = "choose another --run_dir"
 """What helps where a run's own directory cannot be written."""
+CACHE = "choose another loop.evaluation.cache, or where none is set another --run_dir"
+"""What helps where replies, and what is said of them, cannot be kept: in the run's own directory if nowhere else."""
+ABANDONED = 24 * 3600.0
+"""Seconds after which what is half-written is nobody's work, for a directory takes minutes."""
 HELD = (errno.EACCES, errno.EAGAIN)
 """What the system says of a lock that another process holds."""
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -39,7 +45,7 @@ def new_file(path: Path, instead: str = RUN_DIR) -> Iterator[Path]:
     Raises:
         StoreError: the disk is full, read-only or otherwise refuses; the old file is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -64,32 +70,36 @@ def write_text(path: Path, text: str, instead: str = RUN_DIR) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces ``path`` by ``content`` as indented JSON. Raises as :func:`write_text`."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: dict[str, Any], instead: str = RUN_DIR) -> None:
+    """Replaces ``path`` by ``content`` as indented JSON. Arguments and errors as of :func:`new_file`."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", instead)
 
 
 @contextmanager
-def new_directory(path: Path, instead: str = RUN_DIR) -> Iterator[Path]:
+def new_directory(path: Path, instead: str = RUN_DIR, replace: bool = True) -> Iterator[Path]:
     """Yields an empty directory that takes the place of ``path`` when the block ends without an error.
 
     Args:
         path: the directory.
         instead: what a person may do who has no space to free.
+        replace: what stands at ``path`` by then gives way; False where it would be the same, and others may read it.
 
     Raises:
         StoreError: writing failed; nothing half-written remains and what stood at ``path`` before is untouched.
     """
     restore_directory(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         _sync(temporary)
-        if path.exists():
+        if replace and path.exists():
             path.rename(_old(path))
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if replace or not path.is_dir():
+                raise
         shutil.rmtree(_old(path), ignore_errors=True)
     except Exception as error:
         if (refusal := _system_error(error)) is None:
@@ -112,8 +122,7 @@ def restore_directory(path: Path) -> None:
 def discard_directory(path: Path) -> None:
     """Removes a directory so that no half of it remains under its name, whenever this is killed."""
     if path.exists():
-        trash = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        shutil.rmtree(trash, ignore_errors=True)
+        trash = _temporary(path)
         path.rename(trash)
         shutil.rmtree(trash)
 
@@ -124,9 +133,22 @@ def sweep(directory: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def sweep_abandoned(directory: Path, pattern: str) -> None:
+    """As :func:`sweep`, where others may be writing: only what is named so and has been left alone for long.
+
+    Args:
+        directory: where to look.
+        pattern: begins the names of what may have been left there.
+    """
+    for path in directory.glob(f".{pattern}.*.tmp"):
+        with suppress(OSError):  # gone by now, or another person's
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                shutil.rmtree(path)
+
+
 def digest_of_file(name: str | Path) -> str:
     """Identifies a file's content."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     found = path.stat()
     return _digest_of_version(path, found.st_mtime_ns, found.st_size)
 
@@ -141,8 +163,18 @@ def _digest_of_version(path: Path, modified: int, size: int) -> str:
 def cache_directory() -> Path:
     """Where converted models are kept: ``$TOSS_CACHE``, or ``toss_lightning`` in the user's cache directory."""
     if chosen := os.environ.get("TOSS_CACHE"):
-        return Path(chosen)
+        return user_path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toss_lightning"
+
+
+def user_path(name: str | Path) -> Path:
+    """A path as people write it, ``~`` for their home included."""
+    return Path(os.path.expanduser(name))  # pathlib raises where nobody has such a home
+
+
+def _temporary(path: Path) -> Path:
+    """Where to write what is to stand at ``path``; process numbers are not unique where machines share a disk."""
+    return path.with_name(f".{path.name}.{token_hex(6)}.tmp")
 
 
 def _old(path: Path) -> Path:
@@ -196,7 +228,7 @@ def may_be_hub_id(path: str) -> bool:
 def no_such_directory(path: str) -> str:
     """What to tell a person who names a directory that is not here, and that is no hub id."""
     hub = f"; the hub's is {HUB_MARK}{path}" if HUB_ID.fullmatch(path) else ""
-    return f"no such directory{nearest(Path(os.path.expanduser(path)))}{hub}"
+    return f"no such directory{nearest(user_path(path))}{hub}"
 
 
 def nearest(path: Path) -> str:

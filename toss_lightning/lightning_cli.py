@@ -22,7 +22,7 @@ from toss_lightning.cli_errors import explain, one_line, read_options
 from toss_lightning.config_files import read_config
 from toss_lightning.data import TossDataModule
 from toss_lightning.errors import ConfigError
-from toss_lightning.files import write_text
+from toss_lightning.files import user_path, write_text
 from toss_lightning.loops import TossProLoop
 from toss_lightning.loops.checkpoints import find_checkpoint
 from toss_lightning.loops.trainer import DEFAULTS, LoopFactory, PlanTrainer, make_trainer
@@ -149,7 +149,7 @@ class TossCLI(LightningCLI):
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True
         if (wanted := config.get("ckpt_path")) and "://" not in str(wanted):
-            found = find_checkpoint(str(wanted), Path(config.run_dir or "."))
+            found = find_checkpoint(str(wanted), user_path(config.run_dir or "."))
             config.ckpt_path = None if found is None else str(found)
 
     def instantiate_classes(self) -> None:

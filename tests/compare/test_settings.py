@@ -43,6 +43,14 @@ def test_the_plan_is_the_last_one_named_without_the_control():
         find_plan([{"loop.plan": "target"}], "a")
 
 
+def test_a_loop_of_ones_own_is_not_ours_for_the_end_of_its_name():
+    for ours in ("TossLoop", "toss_lightning.loops.TossProLoop"):
+        assert find_plan([{"loop.class_path": ours}], "a") == [*TOSS_PLAN, "test"]
+    for mine in ("my.MyTossLoop", "MyTossProLoop"):
+        with pytest.raises(ConfigError, match=rf"methods.a: {mine} has a plan that no file names"):
+            find_plan([{"loop.class_path": mine}], "a")
+
+
 def test_every_shipped_method_has_a_plan():
     for path in [*configs_directory().glob("methods/*.yaml"), *configs_directory().glob("toss*.yaml")]:
         plan = find_plan([flatten(read_config(path))], path.stem)

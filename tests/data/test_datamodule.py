@@ -214,6 +214,13 @@ def test_options_reach_the_template(make: Make, tmp_path: Path) -> None:
         assert {int(row.input_ids[0]) for row in rows.rows} == {word_tokenizer().convert_tokens_to_ids("w7")}
 
 
+def test_a_chat_template_below_the_home_directory(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.jinja").write_text("w7 " + CHATML)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (rows, *_) = make(chat_template="~/mine.jinja").sets.values()
+    assert int(rows.rows[0].input_ids[0]) == word_tokenizer().convert_tokens_to_ids("w7")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_a_chat_template_that_is_not_utf_8(make: Make, tmp_path: Path, encoding: str) -> None:
     (tmp_path / "mine.jinja").write_text("Grüße " + CHATML, encoding=encoding)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from runs import Kill, artifacts, tiny_fit
 from tiny import save_tiny_model
@@ -81,6 +83,85 @@ def test_a_run_without_checkpoints(tiny_model, tiny_sets, tmp_path: Path, finish
     tiny_fit(tiny_model, tiny_sets, tmp_path, **RUN, enable_checkpointing=False)
     assert not (tmp_path / "checkpoints").exists()
     assert artifacts(tmp_path) == artifacts(finished)
+
+
+# --- where it is written ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_below_the_home_directory_lies_in_one_place(
+    tiny_model, tiny_sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    tiny_fit(tiny_model, tiny_sets, Path("~/run"), plan=["target"])
+    run_dir = tmp_path / "home" / "run"
+    assert names(run_dir) == ["00000008-00-target.ckpt", "00000008-01-end.ckpt"]
+    assert {"adapters", "metrics.csv", "summary.json", "tensorboard"} <= {path.name for path in run_dir.iterdir()}
+    assert not list((tmp_path / "work").iterdir())
+    tiny_fit(tiny_model, tiny_sets, Path("~/run"), plan=["target"], ckpt_path="~/run/checkpoints/00000008-01-end.ckpt")
+
+
+def test_no_other_disk_needs_room(tiny_model, tiny_sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "full").write_text("no directory, so nothing can be written there")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+    run_dir = tmp_path / "run"
+    tiny_fit(tiny_model, tiny_sets, run_dir, plan=["target"], logger=False)
+    assert is_whole(newest(run_dir / "checkpoints"))
+
+
+class OwnIO(TorchCheckpointIO):
+    """As a user may bring along."""
+
+    written = 0
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        self.written += 1
+        super().save_checkpoint(checkpoint, path, storage_options)
+
+
+def test_a_way_of_writing_that_was_given_is_used(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    trainer = tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=["target"], plugins=[own := OwnIO()])
+    assert own.written > 8
+    assert trainer.strategy.checkpoint_io is own
+    plain = tiny_fit(tiny_model, tiny_sets, tmp_path / "plain", plan=["target"])
+    assert type(plain.strategy.checkpoint_io) is TorchCheckpointIO, "which others may save with"
+
+
+FULL_DISK = """
+import os, resource, signal, sys
+from pathlib import Path
+from lightning.pytorch import Callback
+sys.path.insert(0, {tests!r})
+from runs import tiny_fit
+from toss_lightning.errors import StoreError
+
+class FillsUp(Callback):
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == 3:
+            # from here on a file that may not grow past this size fails as on a full disk
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+try:
+    tiny_fit({model!r}, {sets!r}, Path({path!r}), [FillsUp()], plan=["target"], logger=False)
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_and_nothing_else(tiny_model, tiny_sets, tmp_path: Path) -> None:
+    script = FULL_DISK.format(
+        tests=str(Path(__file__).parent.parent), model=tiny_model, sets=tiny_sets, path=str(tmp_path)
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    directory = tmp_path / "checkpoints"
+    assert result.stdout.splitlines()[-1] == (
+        f"{directory}/00000004-00-target.ckpt: cannot be written (File too large): free some space or choose another"
+        " --run_dir"
+    )
+    assert {path.name for path in directory.iterdir()} == {"00000002-00-target.ckpt", "00000003-00-target.ckpt"}
 
 
 # --- the newest whole one ---------------------------------------------------------------------------------------------

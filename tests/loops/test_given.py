@@ -69,6 +69,16 @@ def test_what_a_target_was_selected_by_names_its_method_after_a_resume_too(
     assert json.loads((tmp_path / "summary.json").read_text())["method"] == "TOSS-Pro"
 
 
+@pytest.mark.parametrize("plan", [["select", "target"], ["target"]])
+def test_what_is_given_may_lie_below_the_home_directory(
+    tiny_model, tiny_sets, tmp_path: Path, pro: Path, monkeypatch: pytest.MonkeyPatch, plan: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(pro))
+    loop = {"scores_from": "~/scores"} if "select" in plan else {"selection_from": "~/selection"}
+    tiny_fit(tiny_model, {"custom": tiny_sets["custom"]}, tmp_path, plan=plan, loop=loop)
+    assert (tmp_path / "adapters" / "target").is_dir()
+
+
 def test_a_selection_with_anchors_wants_the_selection_that_made_it(tiny_model, tiny_sets, tmp_path: Path) -> None:
     def anchored() -> Anchored:
         return Anchored(GlobalTopFraction(0.3), safety_rows=2)

@@ -16,6 +16,16 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,stage,loss", "151,target,2", "152,target,9"]
 
 
+def test_all_lines_end_alike(tmp_path: Path) -> None:
+    """Those that are appended, and those that are written again because there is a new column."""
+    logger = MetricsCsv(str(tmp_path))
+    for step, (name, value) in enumerate([("loss", 2.0), ("loss", 1.0), ("lr", 0.1), ("lr", 0.2)]):
+        logger.log_metrics({f"target/{name}": value}, step)
+    assert (tmp_path / "metrics.csv").read_bytes() == (
+        b"step,stage,loss,lr\n0,target,2,\n1,target,1,\n2,target,,0.1\n3,target,,0.2\n"
+    )
+
+
 def test_other_ranks_leave_alone_what_the_first_is_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = "step,stage,loss\n151,target,2\n15"
     (tmp_path / "metrics.csv").write_text(half)

@@ -98,6 +98,17 @@ def test_a_saved_adapter_loads_with_plain_peft_and_comes_back_the_same(tiny_mode
     assert other.digest("degraded") == adapters.digest(SLOT)
 
 
+def test_an_adapter_below_the_home_directory(
+    tiny_model: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = bank(tiny_model)
+    found.check("~/adapter")
+    found.load("utility", "~/adapter")
+    found.load("degraded", str(saved))
+    assert found.digest("utility") == found.digest("degraded")
+
+
 def test_weights_that_are_not_finite_are_not_saved(tiny_model: str, tmp_path: Path) -> None:
     adapters = bank(tiny_model)
     adapters.parameters(SLOT)[0][1].data[0, 0] = torch.nan

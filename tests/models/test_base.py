@@ -1,5 +1,8 @@
+import os
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -22,6 +25,7 @@ from transformers import (
 )
 
 from toss_lightning.errors import ModelError, StoreError
+from toss_lightning.files import ABANDONED
 from toss_lightning.models import AdapterBank, Base, Lora
 from toss_lightning.models.adapters import BASE
 from toss_lightning.models.base import _sample_hash, compute_dtype, load_base, load_tokenizer, resolve
@@ -208,6 +212,52 @@ def test_a_cache_that_cannot_be_written(tiny_model: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("TOSS_CACHE", str(tmp_path / "cache"))
     with pytest.raises(StoreError, match=r"free some space or name another directory in TOSS_CACHE$"):
         load_tokenizer(Base(str(tmp_path / "tiny.gguf")))
+
+
+@pytest.fixture
+def gguf(tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is read as the tiny model, and an empty cache."""
+    for source in (AutoTokenizer, AutoModelForCausalLM):
+        monkeypatch.setattr(
+            source, "from_pretrained", lambda *_, loaded=source.from_pretrained(tiny_model), **__: loaded
+        )
+    monkeypatch.setenv("TOSS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tiny.gguf").write_bytes(b"a model")
+    return tmp_path / "tiny.gguf"
+
+
+def test_a_model_that_another_process_converts_meanwhile_stays_as_it_is(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = Path(resolve(Base(str(gguf))))
+    shutil.move(theirs, tmp_path / "theirs")
+    read = AutoTokenizer.from_pretrained
+
+    def while_they_end(*args: Any, **options: Any) -> Any:
+        shutil.move(tmp_path / "theirs", theirs)
+        return read(*args, **options)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", while_they_end)
+    before = {path: path.stat() for path in (tmp_path / "theirs").iterdir()}
+    assert resolve(Base(str(gguf))) == str(theirs)
+    assert {path.name: path.stat().st_ino for path in theirs.iterdir()} == {
+        path.name: stat.st_ino for path, stat in before.items()
+    }
+    assert [path.name for path in theirs.parent.iterdir()] == [theirs.name]
+
+
+def test_what_a_conversion_that_was_killed_left_behind_is_taken_away_by_a_later_one(gguf: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    left, young, foreign = (
+        cache / name for name in (f".big-{'0f' * 6}.7.tmp", f".big-{'1e' * 6}.7.tmp", ".mine.7.tmp")
+    )
+    for path in (left, young, foreign):
+        path.mkdir(parents=True)
+        (path / "model.safetensors").write_bytes(b"half")
+    for path in (left, foreign):
+        os.utime(path, (time.time() - ABANDONED - 60,) * 2)
+    target = Path(resolve(Base(str(gguf))))
+    assert {path.name for path in cache.iterdir()} == {target.name, young.name, foreign.name}
 
 
 def test_a_directory_that_is_no_model(tmp_path: Path) -> None:

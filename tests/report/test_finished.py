@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,12 @@ def judged(run_dir: Path, responses: str) -> Path:
     (run_dir / "evaluation" / "evaluation.json").write_text(json.dumps(content))
     (run_dir / "evaluation" / "responses.jsonl").write_text(responses, encoding="utf-8")
     return run_dir
+
+
+def reply(**facts: Any) -> dict[str, Any]:
+    """A line of responses.jsonl."""
+    asked = {"adapter": "base", "set": "asked", "prompt_id": "1", "label": None, "category": None, "messages": []}
+    return {**asked, "response": "So.", "tokens": 3, "stopped": True, "verdicts": {}, **facts}
 
 
 # --- how far a run went -----------------------------------------------------------------------------------------------
@@ -180,6 +187,13 @@ def test_a_selection_of_another_run_that_the_configuration_names(whole: Path, tm
     assert run.weights.digest() == TokenWeights.load(whole / "selection").digest()
 
 
+def test_places_below_the_home_directory(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(whole))
+    run = read_run(configured(tmp_path / "mine", selection_from="~/selection", scores_from="~/scores"))
+    assert run.weights is not None
+    assert scores_of(run).path == whole / "scores"
+
+
 def test_scores_that_are_named_come_before_those_of_the_run(whole: Path, copied: Path) -> None:
     assert scores_of(read_run(copied, whole / "scores")).path == whole / "scores"
 
@@ -192,8 +206,7 @@ def test_a_summary_of_a_later_version_may_say_more(copied: Path) -> None:
 
 def test_replies_may_hold_any_sign(copied: Path) -> None:
     """Line separators of Unicode too, which JSON leaves as they are."""
-    facts = {"adapter": "base", "set": "asked", "prompt_id": "1", "label": None, "messages": [], "verdicts": {}}
-    lines = [{**facts, "stopped": True, "response": text} for text in ("one\u2028two\u0085three", "字")]
+    lines = [reply(response=text) for text in ("one\u2028two\u0085three", "字")]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     assert list(read_run(judged(copied, content)).responses) == lines
 
@@ -276,6 +289,116 @@ def test_replies_that_are_damaged(copied: Path) -> None:
         read_run(judged(copied, "3\n"))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"set": 3},
+        {"label": 3},
+        {"messages": 3},
+        {"messages": [3]},
+        {"messages": [{"role": "user", "content": None}]},
+        {"verdicts": [1]},
+        {"verdicts": {"Judge": None}},
+        {"verdicts": {"Judge": {"refused": "yes"}}},
+        {"verdicts": {"Judge": {"score": "high"}}},
+    ],
+    ids=str,
+)
+def test_replies_that_hold_something_else(copied: Path, damage: dict[str, Any]) -> None:
+    lines = "".join(json.dumps(one) + "\n" for one in (reply(), reply(**damage)))
+    with pytest.raises(StoreError, match=r"responses\.jsonl:2: not of this version: run toss test again$"):
+        read_run(judged(copied, lines))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"base": 3},
+        {"method": None},
+        {"data": 3},
+        {"data": [{"set": "custom", "rows": "many"}]},
+        {"data": [3]},
+        {"stages": 3},
+        {"held_out": [1]},
+        {"held_out": {"base": 3}},
+        {"held_out": {"base": {"task_loss": "low"}}},
+        {"selection": [1]},
+        {"selection": {"tokens": 10, "masked": "some"}},
+        {"selection": {"masked_share_per_label": {"harmful": 3}}},
+        {"correction": [1]},
+        {"idle": 3},
+        {"weak": ["degraded"]},
+        {"stopped": {"target": 3}},
+        {"rounds": [1, 2]},
+        {"rounds": [{"round": 0}, {"round": 1, "jaccard": "high"}]},
+        {"rounds": {"0": {}}},
+        {"safety_probe": {"base": 3}},
+        {"safety_probe": {"stages": {"target": [3]}}},
+    ],
+    ids=str,
+)
+def test_a_summary_that_holds_something_else(copied: Path, damage: dict[str, Any]) -> None:
+    facts = json.loads((copied / "summary.json").read_text())
+    (copied / "summary.json").write_text(json.dumps(facts | damage))
+    (key,) = damage
+    with pytest.raises(StoreError, match=rf"summary\.json: {key}: not what a run writes: run the step that wrote it"):
+        read_run(copied)
+
+
+MEASURE = {
+    "name": "harmful compliance",
+    "judge": "Judge",
+    "screening": False,
+    "better": "lower",
+    "share": True,
+    "adapters": {"base": {"value": 0.5, "low": 0.1, "high": 0.9, "n": 2}},
+    "differences": [],
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"adapters": 3},
+        {"adapters": [3]},
+        {"measures": 3},
+        {"measures": [1]},
+        {"measures": [{}]},
+        {"measures": [{**MEASURE, "adapters": ["base"]}]},
+        {"measures": [{**MEASURE, "adapters": {"base": {"value": "half", "low": None, "high": None, "n": 2}}}]},
+        {"measures": [{**MEASURE, "differences": [1]}]},
+        {"measures": [{**MEASURE, "differences": [{"of": "target", "against": "base", "n": 2, "mean": "much"}]}]},
+        {"names": [1]},
+        {"names": {"base": 3}},
+        {"divergence": {"task replies": [1]}},
+        {"divergence": {"task replies": {"target": ["far"]}}},
+        {"agreement": [1]},
+        {"agreement": [{"judges": "Judge"}]},
+        {"cut": ["base"]},
+        {"failed_judges": ["Judge"]},
+    ],
+    ids=str,
+)
+def test_an_evaluation_that_holds_something_else(copied: Path, damage: dict[str, Any]) -> None:
+    file = judged(copied, "") / "evaluation" / "evaluation.json"
+    whole = json.loads(file.read_text()) | {"adapters": ["base"], "measures": [MEASURE]}
+    file.write_text(json.dumps(whole))
+    assert read_run(copied).evaluation == whole
+    file.write_text(json.dumps(whole | damage))
+    (key,) = damage
+    with pytest.raises(StoreError, match=rf"evaluation\.json: {key}: not what a run writes: run the step that wrote"):
+        read_run(copied)
+
+
+@pytest.mark.parametrize("damage", [{"masked": "some"}, {"masked_share_per_source": [1]}, {"round": "first"}], ids=str)
+def test_the_report_of_a_selection_that_holds_something_else(copied: Path, damage: dict[str, Any]) -> None:
+    file = copied / "selection" / "selection.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    (key,) = damage
+    with pytest.raises(StoreError, match=rf"selection\.json: {key}: not what a run writes: run the step that wrote it"):
+        read_run(copied)
+
+
 def test_an_evaluation_of_another_version(copied: Path) -> None:
     (judged(copied, "") / "evaluation" / "evaluation.json").write_text('{"names": {}}')
     run = read_run(copied)
@@ -283,10 +406,17 @@ def test_an_evaluation_of_another_version(copied: Path) -> None:
     assert list(run.warnings) == ["The evaluation here is not of this version, and is left out: run toss test again."]
 
 
-@pytest.mark.parametrize("file", ["scores/scores.json", "selection/selection.json", "selection/weights.arrow"])
-def test_scores_and_selections_that_are_damaged(copied: Path, file: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("scores/scores.json", r"{run}/scores/scores.json: damaged \(.*\): delete {run}/scores and score again"),
+        ("selection/selection.json", r"{run}/selection: no selection to be had \(selection.json: .*\): run the select"),
+        ("selection/weights.arrow", r"{run}/selection: no selection to be had \(weights.arrow: .*\): run the select"),
+    ],
+)
+def test_scores_and_selections_that_are_damaged(copied: Path, file: str, message: str) -> None:
     (copied / file).write_text("{")
-    with pytest.raises(StoreError, match="again"):
+    with pytest.raises(StoreError, match=f"^{message.format(run=copied)}"):
         read_run(copied)
 
 

@@ -12,10 +12,19 @@ from runs import tiny_fit
 from tiny import some_pairs, write_rows
 
 from toss_lightning.data.mixtures import SafeInstr
+from toss_lightning.errors import StoreError
 from toss_lightning.gradients import Correction, Gradients, Probe
 from toss_lightning.loops.plan import TOSS_PLAN
 from toss_lightning.models import Optim
-from toss_lightning.report.summary import Summary, held_out_cells, losses_table, plain_words, selected_words, stage_name
+from toss_lightning.report.summary import (
+    Summary,
+    held_out_cells,
+    losses_table,
+    method_of,
+    plain_words,
+    selected_words,
+    stage_name,
+)
 from toss_lightning.selection import DrSft, GlobalTopFraction
 
 LOSSES = {
@@ -77,6 +86,26 @@ def test_stages_have_names_for_people() -> None:
     assert stage_name(Summary(), "target") == "fine-tuned"
 
 
+def test_a_run_is_called_by_its_summary_or_else_by_its_selection(tmp_path: Path) -> None:
+    selection = tmp_path / "selection"
+    assert method_of(tmp_path, selection) == "fine-tuned"
+    selection.mkdir()
+    (selection / "selection.json").write_text('{"masked": 3}')
+    assert method_of(tmp_path, selection) == "fine-tuned", "another program need not say how it selects"
+    (selection / "selection.json").write_text('{"method": "TOSS"}')
+    assert method_of(tmp_path, selection) == "TOSS"
+    (tmp_path / "summary.json").write_text('{"method": "TOSS + SPF"}')
+    assert method_of(tmp_path, selection) == "TOSS + SPF"
+
+
+@pytest.mark.parametrize("content", ['{"method": "TOSS"', "[1, 2]", "\udcff"])
+@pytest.mark.parametrize("file", ["summary.json", "selection.json"])
+def test_nothing_is_called_plain_because_its_summary_is_damaged(tmp_path: Path, file: str, content: str) -> None:
+    (tmp_path / file).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(StoreError, match=rf"^{tmp_path}/{file}: .*: run the step that wrote it again$"):
+        method_of(tmp_path, tmp_path)
+
+
 def test_the_closing_table_has_a_row_per_stage() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(losses_table(summary()))
@@ -104,6 +133,14 @@ def test_plain_words() -> None:
     assert "Plain SFT took the task loss from 3.00 to 2.00 and the loss of harmful replies from 4.00 to 2.50" in words
     assert "TOSS took them to 2.10 and 3.90" in words
     assert plain_words(Summary()) == ""
+
+
+@pytest.mark.parametrize("lost", ["tokens", "masked", "masked_share_per_label"])
+def test_plain_words_of_a_selection_that_says_less(lost: str) -> None:
+    """As that of another program may."""
+    one = summary()
+    del one.selection[lost]
+    assert plain_words(one).startswith("Plain SFT took")
 
 
 def test_plain_words_of_toss_pro_name_it() -> None:

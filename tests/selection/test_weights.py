@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +99,60 @@ def test_a_file_without_weights_is_named(tmp_path: Path) -> None:
             file.write_table(table)
     with pytest.raises(StoreError, match=r"weights.arrow: no column weight: run the select stage again"):
         TokenWeights.load(tmp_path / "selection")
+
+
+TABLE = {"row_id": [0, 1], "ids_hash": ["hash 0", "hash 1"], "weight": [[1.0], [0.5, 0.0]]}
+
+
+def foreign(path: Path, columns: dict[str, Any], report: Any = "{}") -> Path:
+    """What another program may write as a selection."""
+    path.mkdir()
+    table = pa.table(columns)
+    with pa.OSFile(str(path / "weights.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as file:
+        file.write_table(table)
+    (path / "selection.json").write_text(report)
+    return path
+
+
+@pytest.mark.parametrize("lost", ["row_id", "ids_hash", "weight"])
+def test_a_column_that_another_program_leaves_out(tmp_path: Path, lost: str) -> None:
+    path = foreign(tmp_path / "selection", {name: values for name, values in TABLE.items() if name != lost})
+    with pytest.raises(StoreError, match=rf"^{path}/weights\.arrow: no column {lost}: run the select stage again$"):
+        TokenWeights.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("weight", [["a"], ["b", "c"]], "weight holds no list of numbers for each row: leave it out"),
+        ("mine", [["1"], ["2"]], "mine holds no list of numbers for each row: leave it out"),
+        ("mine", [[[1.0]], [[2.0]]], "mine holds no list of numbers for each row: leave it out"),
+        ("mine", pa.array(["a", "b"]).dictionary_encode(), "mine holds no list of numbers for each row: leave it out"),
+        ("row_id", ["a", "b"], "row_id does not hold a whole number for each row: run the select stage again"),
+        ("row_id", [0, None], "row_id does not hold a whole number for each row: run the select stage again"),
+        ("ids_hash", [1, 2], "ids_hash does not hold a text for each row: run the select stage again"),
+        ("left_out", ["no", "no"], "left_out does not hold true or false for each row: run the select stage again"),
+    ],
+)
+def test_a_column_of_another_program_that_holds_something_else(
+    tmp_path: Path, name: str, values: Any, message: str
+) -> None:
+    path = foreign(tmp_path / "selection", TABLE | {name: values})
+    with pytest.raises(StoreError, match=rf"^{path}/weights\.arrow: {message}$"):
+        TokenWeights.load(path)
+
+
+@pytest.mark.parametrize("report", ["[]", '"text"', "3", '{"made_from": []}'])
+def test_a_report_that_is_none(tmp_path: Path, report: str) -> None:
+    path = foreign(tmp_path / "selection", TABLE, report)
+    with pytest.raises(StoreError, match=rf"^{path}/selection\.json: not the report of a selection: run the select"):
+        TokenWeights.load(path)
+
+
+def test_a_program_may_say_which_rows_are_left_out(tmp_path: Path) -> None:
+    for number, (flags, left_out) in enumerate((([True, None], {0}), ([0, 1], {1}))):
+        path = foreign(tmp_path / str(number), TABLE | {"left_out": flags})
+        assert TokenWeights.load(path).left_out == left_out
 
 
 def written(path: Path, *weights: pa.ChunkedArray | pa.Array) -> TokenWeights:
@@ -317,7 +372,7 @@ def test_a_selection_that_is_not_there_or_is_damaged(tmp_path: Path) -> None:
             path = tmp_path / "selection"
             weights_of([1.0, 0.0]).save(path)
             (path / name).write_bytes(damage)
-            with pytest.raises(StoreError, match=r"no selection to be had .*: run the select stage again") as error:
+            with pytest.raises(StoreError, match=rf"had \({name}: .*\): run the select stage again") as error:
                 TokenWeights.load(path)
             assert "\n" not in str(error.value)
 

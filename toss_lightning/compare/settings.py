@@ -62,7 +62,7 @@ def find_plan(overlays: Sequence[Flat], name: str) -> list[str]:
     """
     named = [flat["loop.plan"] for flat in overlays if flat.get("loop.plan")]
     loop = [str(flat["loop.class_path"]) for flat in overlays if flat.get("loop.class_path")]
-    if not named and loop and not loop[-1].endswith(("TossLoop", "TossProLoop")):
+    if not named and loop and loop[-1].rpartition(".")[2] not in ("TossLoop", "TossProLoop"):
         raise ConfigError(f"methods.{name}: {loop[-1]} has a plan that no file names: add loop.plan to its set")
     plan = named[-1] if named else list(DEFAULT_PLAN)
     if not isinstance(plan, list) or "target" not in plan:

@@ -18,6 +18,7 @@ from toss_lightning.data.sources import Source
 from toss_lightning.data.stages import Companions, StageRows, Values, beside, name_rows_of
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import ConfigError, DataError
+from toss_lightning.files import user_path
 from toss_lightning.identity import identify
 from toss_lightning.seeds import global_seed
 
@@ -127,10 +128,11 @@ class TossDataModule(LightningDataModule):
         self._check_settings()
         tokenizer: Any = self._fit.lightning_module.tokenizer
         if self.chat_template is not None:
-            if not Path(self.chat_template).is_file():
+            template = user_path(self.chat_template)
+            if not template.is_file():
                 raise DataError(f"data.chat_template: {self.chat_template}: no such file")
             try:
-                tokenizer.chat_template = Path(self.chat_template).read_text(encoding="utf-8")
+                tokenizer.chat_template = template.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(f"data.chat_template: {self.chat_template}: not in UTF-8: save it as that") from error
         self.chat = chat = ChatTokenizer(tokenizer, self.train_on, self.template_options)

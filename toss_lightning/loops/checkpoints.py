@@ -6,20 +6,51 @@ crash of the machine cut short is recognised by the checksums of the zip archive
 
 import re
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies.strategy import Strategy
 
 from toss_lightning.errors import ConfigError, StoreError
-from toss_lightning.files import cannot_write, discard_directory, put_in_place, sweep
+from toss_lightning.files import cannot_write, discard_directory, put_in_place, sweep, user_path
 from toss_lightning.loops.stopping import StopOnSignal
 from toss_lightning.progress import say
 
 KEEP = 2
 """Checkpoints that stay: the newest, and the one to fall back on should it be damaged."""
+
+
+class InPlace(TorchCheckpointIO):
+    """Writes a checkpoint to its path at once, for those that are renamed into their place later.
+
+    Lightning's own writes to the system's temporary directory first, which may have no room for it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Called by the strategy on the first rank."""
+        content = BytesIO()  # a refusal of the disk has a reason where Python writes, and none where torch does
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(content.getbuffer())
+
+
+@contextmanager
+def _in_place(strategy: Strategy) -> Iterator[None]:
+    """Has a strategy write so, unless it was given another way of writing."""
+    given = strategy.checkpoint_io
+    if type(given) is TorchCheckpointIO:
+        strategy.checkpoint_io = InPlace()
+    try:
+        yield
+    finally:
+        strategy.checkpoint_io = given
 
 
 class PlanCheckpoint(StopOnSignal, Checkpoint):
@@ -69,12 +100,15 @@ class PlanCheckpoint(StopOnSignal, Checkpoint):
         path = self.directory / f"{trainer.global_step:08d}-{loop.cursor:02d}-{loop.place}.ckpt"
         temporary = self.directory / f".{path.name}.tmp"
         try:
-            trainer.save_checkpoint(temporary, weights_only=False)
+            with _in_place(trainer.strategy):
+                trainer.save_checkpoint(temporary, weights_only=False)
             if trainer.is_global_zero:
                 put_in_place(temporary, path)
                 for old in _checkpoints(self.directory)[:-KEEP]:
                     old.unlink()
         except OSError as error:
+            with suppress(OSError):  # half of it takes space that a person is to free
+                temporary.unlink(missing_ok=True)
             raise StoreError(cannot_write(path, error)) from error
         trainer.strategy.barrier("checkpoint in place")
 
@@ -105,7 +139,7 @@ def find_checkpoint(wanted: str, run_dir: Path) -> Path | None:
         if wanted == "auto":
             return None
         raise ConfigError(f"--ckpt_path last: {run_dir} has no checkpoint: leave it out to start from the beginning")
-    path = Path(wanted)
+    path = user_path(wanted)
     if not path.exists():
         raise ConfigError(f"--ckpt_path {wanted}: no such file; give a .ckpt file, last, or auto")
     if path.is_file() and not is_whole(path):

@@ -94,7 +94,7 @@ class MetricsCsv(Logger):
         else:
             try:
                 with self.path.open("a", newline="", encoding="utf-8") as file:
-                    csv.DictWriter(file, self._columns).writerow(row)
+                    csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
             except OSError as error:
                 raise StoreError(cannot_write(self.path, error)) from error
 

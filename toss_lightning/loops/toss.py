@@ -305,9 +305,9 @@ class TossLoop(TossPlan):
         evaluator, sets = self._evaluator, self.datamodule.sets
         benign = sets["utility_val"].rows if "utility_val" in sets else []
         made = self.adapters_made(self.plan)
+        if self._only_tests:  # before hours of replies, for what says so may be damaged
+            self.summary.method = method_of(self.run_dir, self._selection_path)
         findings = evaluator.find(benign, made, self._stop_if_told)
-        if self._only_tests:
-            self.summary.method = method_of(self.run_dir)
         names = {name: stage_name(self.summary, name) for name in evaluator.adapters(made)}
         on_first_rank(self.trainer, lambda: report_evaluation(findings, evaluator, names))
         self._failed_judges = findings.failed

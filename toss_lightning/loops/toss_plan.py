@@ -11,7 +11,7 @@ from toss_lightning.data.datamodule import HELD_OUT
 from toss_lightning.data.stages import Companions
 from toss_lightning.errors import ConfigError, check_choice
 from toss_lightning.evaluation import Evaluation, Evaluator, SafetyProbe
-from toss_lightning.files import restore_directory, sweep
+from toss_lightning.files import restore_directory, sweep, user_path
 from toss_lightning.identity import identify
 from toss_lightning.loops.given import check_maker, check_scores, load_selection
 from toss_lightning.loops.method import Method
@@ -120,7 +120,9 @@ class TossPlan(PlanLoop):
         """Leaves out everything but the evaluation of adapters that are there; returns the sets that it reads."""
         self.steps = ["test"]
         asked = self.evaluation
-        return {"utility_val"} if asked is not None and asked.positions and asked.pairs is not None else set()
+        if asked is None:
+            return set()
+        return {"utility_val"} if asked.task_loss or (asked.positions and asked.pairs is not None) else set()
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
@@ -328,8 +330,8 @@ class TossPlan(PlanLoop):
 
     @property
     def _store(self) -> Path:
-        return Path(self.scores_from) if self.scores_from else self.run_dir / "scores"
+        return user_path(self.scores_from) if self.scores_from else self.run_dir / "scores"
 
     @property
     def _selection_path(self) -> Path:
-        return Path(self.selection_from) if self.selection_from else self.run_dir / "selection"
+        return user_path(self.selection_from) if self.selection_from else self.run_dir / "selection"

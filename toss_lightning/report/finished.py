@@ -1,6 +1,5 @@
 """What a run has left behind, read back to be looked at."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,15 +11,79 @@ from transformers import PreTrainedTokenizerBase
 from toss_lightning.config_files import read_config
 from toss_lightning.data.scoring import digest_of
 from toss_lightning.errors import ConfigError, ModelError, StoreError
+from toss_lightning.evaluation.responses import read_lines
+from toss_lightning.files import user_path
 from toss_lightning.models.base import Base, load_tokenizer
-from toss_lightning.report.summary import NAMES, Summary
+from toss_lightning.report.summary import NAMES, Summary, read_facts
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import TokenWeights
+from toss_lightning.selection.base import REPORT_FILE
 
-EVALUATION = {"adapters", "measures", "names", "divergence", "agreement", "cut", "failed_judges"}
-"""Keys of evaluation.json that the page reads."""
-RESPONSE = {"adapter", "set", "prompt_id", "label", "messages", "response", "stopped", "verdicts"}
-"""Keys of a line of responses.jsonl that it reads."""
+NUMBER = int | float
+MAYBE = int | float | None
+SHARES = dict.fromkeys(("tokens", "masked", "share_of_its_tokens_masked", "share_of_masked_tokens"), NUMBER)
+SELECTION = {
+    "tokens?": int,
+    "masked?": int,
+    "anchored?": int,
+    "round?": int | None,
+    "masked_share_per_label?": {str: SHARES},
+    "masked_share_per_source?": {str: SHARES},
+}
+"""What the page reads of selection.json, see :func:`_fits`."""
+SUMMARY = {
+    "base": str | None,
+    "device": str | None,
+    "precision": str,
+    "method": str,
+    "data": [
+        {"set": str} | {f"{name}?": int for name in ("rows", "response_tokens", "dropped", "truncated", "longest")}
+    ],
+    "stages": dict,
+    "held_out": {str: {str: NUMBER}},
+    "selection": SELECTION,
+    "correction": dict,
+    "idle": [str],
+    "weak": {str: str},
+    "stopped": {str: str},
+    "rounds": [
+        {"round": int, "promoted_per_label?": dict, "harmful_loss?": MAYBE, "threshold?": MAYBE, "jaccard?": NUMBER}
+    ],
+    "safety_probe": {"base?": {"margin?": MAYBE}, "stages?": {str: [{"step": int, "margin?": MAYBE}]}},
+}
+"""Of summary.json."""
+INTERVAL = {"n": int, "value": MAYBE, "low": MAYBE, "high": MAYBE}
+DIFFERENCE = {"of": str, "against": str, "n": int} | {f"{name}?": NUMBER for name in ("mean", "low", "high", "p_holm")}
+EVALUATION = {
+    "adapters": [str],
+    "measures": [
+        {
+            "name": str,
+            "judge": str | None,
+            "screening": bool,
+            "better": str,
+            "share": bool,
+            "adapters": {str: INTERVAL},
+            "differences": [DIFFERENCE],
+        }
+    ],
+    "names": {str: str},
+    "divergence": {str: {str: [NUMBER]}},
+    "agreement": [
+        {"judges": [str], "of": str, "kappa": MAYBE, "low": NUMBER, "high": NUMBER, "share": NUMBER, "decided": int}
+    ],
+    "cut": {str: int},
+    "failed_judges": {str: str},
+}
+"""Of evaluation.json, where all of these must be there."""
+RESPONSE = {
+    **dict.fromkeys(("adapter", "set", "prompt_id", "response"), str),
+    "label": str | None,
+    "messages": [{"role": str, "content": str}],
+    "stopped": bool,
+    "verdicts": {str: {"refused?": bool | None, "harmful?": bool | None, "score?": MAYBE}},
+}
+"""Of a line of responses.jsonl."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +167,8 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
     warnings: list[str] = []
     selection, store = _places(directory, config, scores_from, warnings)
     weights = TokenWeights.load(selection) if selection is not None else None
+    if weights is not None and selection is not None:
+        _check_shape(weights.report, SELECTION, selection / REPORT_FILE)
     scores = TokenScores(store, None if weights is None else weights.report.get("round")) if store is not None else None
     if weights is not None and selection is not None and scores is None:
         warnings.append("No row is shown: give the scores that were selected from with --scores.")
@@ -115,16 +180,17 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
                 raise ConfigError(f"--scores {scores_from}: {said}: give those that it was made from")
             warnings.append(f"{said}, and is left out here. Give those that it was made from with --scores.")
             weights = None
-    facts, evaluation = _read(directory / "summary.json"), _read(directory / "evaluation" / "evaluation.json")
+    facts = _read(directory / "summary.json", SUMMARY)
+    evaluation = _read(directory / "evaluation" / "evaluation.json", EVALUATION)
     if scores is None and weights is None and not facts and not evaluation:
         reasons = warnings or ["it has not scored yet" if config else "it is not the directory of a run"]
         raise ConfigError(f"toss report {directory}: nothing to show: {' '.join(reasons)}")
     if not facts and (directory / "checkpoints").is_dir():
         warnings.append("This run has not come to its end.")
-    if evaluation and not evaluation.keys() >= EVALUATION:
+    if evaluation and not evaluation.keys() >= EVALUATION.keys():
         warnings.append("The evaluation here is not of this version, and is left out: run toss test again.")
         evaluation = {}
-    scored_in = _read(store.parent / "summary.json") if store is not None else {}
+    scored_in = _read(store.parent / "summary.json", SUMMARY) if store is not None else {}
     configs = [config, _config(store.parent) if store is not None else {}]
     known = {one.name: facts[one.name] for one in fields(Summary) if one.name in facts}
     return FinishedRun(
@@ -134,7 +200,7 @@ def read_run(directory: Path, scores_from: Path | None = None) -> FinishedRun:
         Summary(**known),
         facts,
         evaluation or None,
-        _read_lines(directory / "evaluation" / "responses.jsonl") if evaluation else [],
+        _responses(directory / "evaluation" / "responses.jsonl") if evaluation else [],
         _base(configs, facts.get("base") or scored_in.get("base")),
         warnings,
     )
@@ -154,7 +220,7 @@ def _places(
     found: dict[str, Path | None] = {}
     for kind in ("selection", "scores"):
         given = _inside(config, "loop", "init_args", f"{kind}_from")
-        place = directory / kind if (directory / kind).is_dir() or not isinstance(given, str) else Path(given)
+        place = directory / kind if (directory / kind).is_dir() or not isinstance(given, str) else user_path(given)
         found[kind] = place if place.is_dir() else None
         if isinstance(given, str) and not place.is_dir() and not (kind == "scores" and scores_from):
             warnings.append(f"loop.{kind}_from: {given} is not there, seen from this folder, and is left out here.")
@@ -203,36 +269,56 @@ def _base(configs: Sequence[Mapping[str, Any]], path: str | None) -> Base | None
     return None if path is None else Base(path)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON file that a run wrote; nothing where there is none.
+def _read(file: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON file that a run wrote, in the shape that the page reads; nothing where there is none.
 
     Raises:
         StoreError: it is damaged.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{file}: damaged ({error}): run the step that wrote it again") from error
-    if not isinstance(content, dict):
-        raise StoreError(f"{file}: not what a run writes: run the step that wrote it again")
+    content = read_facts(file)
+    _check_shape(content, shape, file)
     return content
 
 
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file that a run wrote; none where it was taken away.
+def _responses(file: Path) -> list[dict[str, Any]]:
+    """The lines of responses.jsonl; none where it was taken away.
 
     Raises:
         StoreError: it is damaged.
     """
-    try:
-        with file.open(encoding="utf-8") as lines:
-            found = [json.loads(line) for line in lines]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{file}: damaged ({error}): run toss test again") from error
-    if not all(isinstance(one, dict) and one.keys() >= RESPONSE for one in found):
-        raise StoreError(f"{file}: not of this version: run toss test again")
-    return found
+    lines = read_lines(file) if file.exists() else []
+    for number, one in enumerate(lines, 1):
+        if not _fits(one, RESPONSE):
+            raise StoreError(f"{file}:{number}: not of this version: run toss test again")
+    return lines
+
+
+def _check_shape(content: Mapping[str, Any], shape: Mapping[str, Any], file: Path) -> None:
+    """Looks at the values of the keys that are there.
+
+    Raises:
+        StoreError: one is not what the page would read; the message names its key.
+    """
+    for name, one in ((name.removesuffix("?"), one) for name, one in shape.items()):
+        if name in content and not _fits(content[name], one):
+            raise StoreError(f"{file}: {name}: not what a run writes: run the step that wrote it again")
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """A value out of JSON is of a shape.
+
+    Args:
+        value: the value.
+        shape: a type; ``[shape]`` of a list; ``{str: shape}`` of an object with any keys; or ``{key: shape}`` of one
+            with these keys and maybe others, of which those with a ``?`` behind need not be there.
+    """
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(one, shape[0]) for one in value)
+    if not isinstance(shape, dict):
+        return isinstance(value, shape)
+    if not isinstance(value, dict):
+        return False
+    if str in shape:
+        return all(_fits(one, shape[str]) for one in value.values())
+    keys = [(name.removesuffix("?"), name.endswith("?"), one) for name, one in shape.items()]
+    return all(_fits(value[name], one) if name in value else may_lack for name, may_lack, one in keys)

@@ -17,11 +17,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from toss_lightning.errors import StoreError
 from toss_lightning.evaluation.cells import Cells
 from toss_lightning.files import write_json
 from toss_lightning.progress import say
 from toss_lightning.report.machine import device_name, peak_gpu_memory, versions
 from toss_lightning.seeds import global_seed
+from toss_lightning.selection.base import REPORT_FILE
 
 LOSSES = {"task_loss": "task loss", "harmful_loss": "harmful loss", "refusal_loss": "refusal loss"}
 HINTS = {"task_loss": "lower is better", "harmful_loss": "higher is safer", "refusal_loss": "lower is safer"}
@@ -218,12 +220,35 @@ def _peak_memory() -> int:
     return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def method_of(run_dir: Path) -> str:
-    """What people call the method of a finished run."""
+def read_facts(file: Path) -> dict[str, Any]:
+    """What a JSON file says that a run wrote, as summary.json; nothing where there is none.
+
+    Raises:
+        StoreError: it is damaged.
+    """
     try:
-        return str(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["method"])
-    except (OSError, ValueError, KeyError):
-        return PLAIN
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{file}: damaged ({error}): run the step that wrote it again") from error
+    if not isinstance(content, dict):
+        raise StoreError(f"{file}: not what a run writes: run the step that wrote it again")
+    return content
+
+
+def method_of(run_dir: Path, selection: Path) -> str:
+    """What people call the method of a run: by its summary, or before there is one by what it selected with.
+
+    Args:
+        run_dir: the run's.
+        selection: the directory of the selection that its target is trained with; there need be none.
+
+    Raises:
+        StoreError: what says so is damaged.
+    """
+    facts = read_facts(run_dir / "summary.json") or read_facts(selection / REPORT_FILE)
+    return str(facts.get("method") or PLAIN)
 
 
 def stage_name(summary: Summary, stage: str) -> str:
@@ -281,8 +306,8 @@ def selected_words(report: Mapping[str, Any]) -> str:
 def plain_words(summary: Summary) -> str:
     """What the run showed, in words that need no paper."""
     sentences = []
-    harmful = summary.selection.get("masked_share_per_label", {}).get("harmful")
-    if harmful and summary.selection["masked"]:
+    harmful = (summary.selection.get("masked_share_per_label") or {}).get("harmful")
+    if harmful and summary.selection.get("masked") and summary.selection.get("tokens"):
         chance = harmful["tokens"] / summary.selection["tokens"]
         sentences.append(
             f"{harmful['share_of_masked_tokens']:.0%} of the {summary.selection['masked']:,} masked tokens lay in"

@@ -20,6 +20,9 @@ from toss_lightning.scores.store import TokenScores, lists_of
 WEIGHTS_FILE, REPORT_FILE = "weights.arrow", "selection.json"
 NAMES = 50
 """How many labels, or sources, a report counts one by one: it goes into every checkpoint."""
+OF_ROWS = {"row_id": (int, "a whole number"), "ids_hash": (str, "a text"), "left_out": (int | None, "true or false")}
+"""Columns that say something of a row, and what; all others are of its tokens."""
+NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,29 +75,40 @@ class TokenWeights:
         """Reads what :meth:`save` wrote.
 
         Raises:
-            StoreError: nothing readable is there.
+            StoreError: nothing readable is there, or a column does not hold what it should.
         """
+        file, report_file = path / WEIGHTS_FILE, path / REPORT_FILE
         try:
-            table = pa.ipc.open_stream(pa.memory_map(str(path / WEIGHTS_FILE))).read_all()
-            report = json.loads((path / REPORT_FILE).read_text(encoding="utf-8"))
+            table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
         except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: no selection to be had ({error}): run the select stage again") from error
-        row_ids = table["row_id"].to_pylist()
-        columns = {name: table[name] for name in table.column_names if name not in ("row_id", "ids_hash", "left_out")}
+            raise StoreError(_not_to_be_had(file, error)) from error
+        try:
+            report = json.loads(report_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StoreError(_not_to_be_had(report_file, error)) from error
+        if not isinstance(report, dict) or not isinstance(report.get("made_from", {}), dict):
+            raise StoreError(f"{report_file}: not the report of a selection: run the select stage again")
+        if missing := [name for name in ("row_id", "ids_hash", "weight") if name not in table.column_names]:
+            raise StoreError(f"{file}: no column {missing[0]}: run the select stage again")
+        columns = {name: table[name] for name in table.column_names if name not in OF_ROWS}
         for name, column in columns.items():
-            if not hasattr(column.type, "value_type"):
-                raise StoreError(f"{path / WEIGHTS_FILE}: {name} holds no list of numbers for each row: leave it out")
+            if not _is_of_tokens(column.type):
+                raise StoreError(f"{file}: {name} holds no list of numbers for each row: leave it out")
+        of_rows = {name: table[name].to_pylist() for name in OF_ROWS if name in table.column_names}
+        for name, values in of_rows.items():
+            kind, said = OF_ROWS[name]
+            if not all(isinstance(value, kind) for value in values):
+                raise StoreError(f"{file}: {name} does not hold {said} for each row: run the select stage again")
+        row_ids = of_rows["row_id"]
         per_token = {
             name: {row_id: values.astype(np.float32) for row_id, values in zip(row_ids, lists_of(column), strict=True)}
             for name, column in columns.items()
         }
-        if missing := [name for name in ("weight", "ids_hash") if name not in table.column_names]:
-            raise StoreError(f"{path / WEIGHTS_FILE}: no column {missing[0]}: run the select stage again")
-        hashes = dict(zip(row_ids, table["ids_hash"].to_pylist(), strict=True))
+        hashes = dict(zip(row_ids, of_rows["ids_hash"], strict=True))
         made_from = report.pop("made_from", {})
         weights, anchor = per_token.pop("weight"), per_token.pop("anchor", {})
         # files that other programs write need not say it
-        flags = table["left_out"].to_pylist() if "left_out" in table.column_names else [False] * len(row_ids)
+        flags = of_rows.get("left_out", [False] * len(row_ids))
         left_out = frozenset(row_id for row_id, is_left_out in zip(row_ids, flags, strict=True) if is_left_out)
         return cls(weights, hashes, report, made_from, anchor, per_token, left_out)
 
@@ -158,6 +172,16 @@ class TokenWeights:
                 f"{where}: this selection gives every token the weight 0, which leaves no token to train on: select"
                 " again with a loop.selection that keeps some"
             )
+
+
+def _not_to_be_had(file: Path, error: Exception) -> str:
+    return f"{file.parent}: no selection to be had ({file.name}: {error}): run the select stage again"
+
+
+def _is_of_tokens(kind: pa.DataType) -> bool:
+    """A column holds a list of numbers for each row."""
+    inside = getattr(kind, "value_type", None) if pa.types.is_nested(kind) else None
+    return inside is not None and any(is_kind(inside) for is_kind in NUMBERS)
 
 
 class Selection(ABC):
