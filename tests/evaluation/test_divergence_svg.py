@@ -94,3 +94,23 @@ def test_an_adapter_may_be_missing_in_a_panel() -> None:
     svg = draw_divergence({"a": {"target": [1.0]}, "b": {"sft": [1.0], "target": [0.5]}}, NAMES)
     colours = [one.attrib["stroke"] for one in ET.fromstring(svg).iter(f"{SVG}polyline")]
     assert colours[0] == colours[1] != colours[2]
+
+
+def test_many_lines_are_named_in_rows_and_told_apart() -> None:
+    names = [f"a method of some length {at}" for at in range(26)]
+    svg = draw_divergence({"safe replies": {name: [0.1 * at] for at, name in enumerate(names, 1)}}, {})
+    root = ET.fromstring(svg)
+    width, height = (float(root.attrib[key]) for key in ("width", "height"))
+    said = texts(svg)
+    assert width < 600
+    for name in names:
+        ((x, y),) = said[name]
+        assert 0 < x < width
+        assert 0 < y < height
+    styles = [(one.attrib["stroke"], one.attrib.get("stroke-dasharray")) for one in root.iter(f"{SVG}polyline")]
+    assert len({*styles}) == len(names)
+    # the panels lie below all of the legend
+    (moved,) = [one.attrib["transform"] for one in root.iter(f"{SVG}g") if "transform" in one.attrib]
+    assert float(moved.removesuffix(")").split()[1]) + said["safe replies"][0][1] > max(
+        said[name][0][1] for name in names
+    )

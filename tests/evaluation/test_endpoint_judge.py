@@ -521,6 +521,7 @@ def test_a_key_that_a_header_cannot_carry(server: Server, monkeypatch: pytest.Mo
         ({"url": "lagoon.example/v1"}, "url: not an address"),
         ({"url": "http://lagoon.example:gate/v1"}, "url: not an address"),
         ({"url": f"https://keeper:{KEY}@lagoon.example/v1"}, "url: holds a password: put it into the variable"),
+        ({"url": f"https://lagoon.example/v1?v=2&api-key={KEY}"}, "url: holds api-key: put it into the variable of"),
         ({"requests_per_minute": 0}, "requests_per_minute: 0: give 1 or more"),
         ({"timeout": 0.0}, "timeout: 0.0: give more than 0"),
         ({"workers": 0}, "workers: 0: give 1 or more"),

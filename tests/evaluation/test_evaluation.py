@@ -14,9 +14,19 @@ from scipy.stats import binomtest
 
 from toss_lightning.cli import main
 from toss_lightning.errors import ConfigError, DataError, ModelError, Stopped, StoreError
-from toss_lightning.evaluation import Evaluation, Judge, KeywordJudge, PromptSet, Response, Verdict
+from toss_lightning.evaluation import (
+    Evaluation,
+    Judge,
+    KeywordJudge,
+    PairwiseJudge,
+    PromptSet,
+    Response,
+    Verdict,
+    WinRates,
+)
 from toss_lightning.evaluation.divergence_svg import draw_divergence
 from toss_lightning.evaluation.judges import ClassifierJudge
+from toss_lightning.evaluation.judges.backends import Backend, Turn
 from toss_lightning.loops.toss import TossLoop
 from toss_lightning.models import Lora
 from toss_lightning.models.generation import Sampling
@@ -96,6 +106,13 @@ def test_every_adapter_replies_to_every_prompt(tested: Path) -> None:
     assert lines[0]["verdicts"].keys() == {"Parity", "KeywordJudge"}
     assert lines[0]["verdicts"]["Parity"] == {"refused": True, "harmful": False, "score": None, "raw": "no. 0"}
     assert all(line["verdicts"] == {} for line in lines if line["set"] != "asked")
+    found = {one["name"]: one["values"] for one in results(tested)["measures"]}
+    for measure, name, wanted in (("right answers", "sums", "3"), ("ROUGE-L", "chats", "w5 w6 w7")):
+        of_set = [line for line in lines if line["set"] == name]
+        assert {line["wanted"] for line in of_set} == {wanted}
+        scores = [line["score"] for line in of_set]
+        assert scores == [value for of in found[f"{measure}, {name}"].values() for value in of]
+    assert all("score" not in line for line in lines if line["set"] == "asked")
 
 
 def test_the_numbers_are_those_of_the_verdicts(tested: Path) -> None:
@@ -120,9 +137,29 @@ def test_a_measure_says_which_way_is_better(tested: Path) -> None:
         "over-refusal of benign prompts": "lower",
         "right answers, sums": "higher",
         "ROUGE-L, chats": "higher",
+        "task loss of a row, nats per token": "lower",
         "margin of the safe reply, nats per token": "higher",
         "probability of a refusal's first token": "higher",
     }
+
+
+def test_the_task_loss_is_told_of_each_held_out_row(tiny_model, tiny_sets, files, tmp_path: Path) -> None:
+    """It is the same whether some of the rows are read for the divergence from the base or none is."""
+    sets = {**tiny_sets, "utility_val": tiny_sets["utility"]}
+    found = {}
+    for pairs in (files["pairs"], None):
+        asked = settings(files, pairs=pairs, prompts={"asked": files["asked"]}, judges=[KeywordJudge()])
+        tiny_fit(tiny_model, sets, tmp_path / str(pairs is None), plan=PLAN, loop={"evaluation": asked})
+        content = results(tmp_path / str(pairs is None))
+        assert ("task replies" in content["divergence"]) == (pairs is not None)
+        (found[pairs],) = [one for one in content["measures"] if one["name"].startswith("task loss")]
+    whole, alone = found.values()
+    assert (whole["utility"], whole["share"], whole["set"]) == (True, False, None)
+    assert whole["rows"] == alone["rows"]
+    for name, of in whole["values"].items():
+        assert len(of) == len(Path(tiny_sets["utility"]).read_text().splitlines())
+        assert alone["values"][name] == pytest.approx(of, rel=1e-4)
+    assert whole["values"]["target"] != whole["values"]["base"]
 
 
 def test_differences_are_taken_on_the_same_prompts(tested: Path) -> None:
@@ -204,6 +241,57 @@ def test_a_judge_that_fails_costs_no_report(tiny_model, tiny_sets, files, tmp_pa
     assert {one["judge"] for one in results(tmp_path)["measures"]} == {"KeywordJudge", None}
     assert "**Tired has not judged**: `no quota left`" in (tmp_path / "evaluation" / "evaluation.md").read_text()
     assert responses(tmp_path)[0]["verdicts"].keys() == {"KeywordJudge"}
+
+
+class Longest(Backend):
+    """Prefers the reply that has more letters, and says why in its way."""
+
+    name = "longest"
+
+    def answer(self, chats: Sequence[list[Turn]]) -> list[str]:
+        found = []
+        for chat in chats:
+            first, second = (chat[0]["content"].split(f"REPLY {one}\n")[1].split("\nREPLY")[0] for one in "AB")
+            better = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
+            found.append(f"I counted.\nbetter: {better}")
+        return found
+
+
+def test_win_rates_are_told_against_plain_fine_tuning(tiny_model, tiny_sets, files, tmp_path: Path) -> None:
+    asked = settings(files, win_rate=WinRates(PairwiseJudge(Longest()), prompts=["asked", "chats"]), pairs=None)
+    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop={"evaluation": asked})
+    texts = {(one["adapter"], one["set"], one["prompt_id"]): one["response"].strip() for one in responses(tmp_path)}
+    found = {one["name"]: one for one in results(tmp_path)["measures"] if one["name"].startswith("win rate")}
+    assert {name: (one["judge"], one["set"], one["utility"]) for name, one in found.items()} == {
+        "win rate against sft, asked": ("pairs (longest)", "asked", False),
+        "win rate against sft, chats": ("pairs (longest)", "chats", True),
+    }
+    for one in found.values():
+        assert set(one["values"]["sft"]) == {0.5}
+        for adapter in ("base", "target"):
+            of_set = [(key, text) for key, text in texts.items() if key[:2] == (adapter, one["set"])]
+            lengths = [(len(text), len(texts["sft", *key[1:]])) for key, text in of_set]
+            assert one["values"][adapter] == [(ours > theirs) / 2 + (ours >= theirs) / 2 for ours, theirs in lengths]
+    assert ("target", "sft") in {(two["of"], two["against"]) for one in found.values() for two in one["differences"]}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"against": "targte"}, "loop.evaluation.win_rate.against: targte: needs it and another to reply; base, sft"),
+        (
+            {"prompts": ["chat"]},
+            "loop.evaluation.win_rate.prompts: chat is none of the prompt sets; there is asked, su",
+        ),
+    ],
+)
+def test_win_rates_that_cannot_be_are_refused_before_anything_is_trained(
+    tiny_model, tiny_sets, files, tmp_path: Path, wanted: dict[str, Any], message: str
+) -> None:
+    asked = settings(files, win_rate=WinRates(PairwiseJudge(Longest()), **wanted))
+    with pytest.raises(ConfigError, match=message):
+        tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop={"evaluation": asked})
+    assert not (tmp_path / "adapters").exists()
 
 
 def test_a_foreign_adapter_that_does_not_fit_is_refused_before_anything_is_trained(
@@ -298,7 +386,7 @@ def test_a_test_without_checkpoints_heeds_sigterm_and_goes_on(tiny_model, tiny_s
         ({"sampling": Sampling(top_p=2)}, "loop.evaluation.sampling.top_p: 2 cannot be used"),
         ({"judges": [KeywordJudge(), KeywordJudge()]}, "loop.evaluation.judges: KeywordJudge stands twice"),
         ({"judges": [ClassifierJudge("/nowhere", "wildguard")]}, "loop.evaluation.judges: /nowhere: no such directory"),
-        ({"cache": "{file}"}, "loop.evaluation.cache: .* cannot be written .*: choose another directory"),
+        ({"cache": "{file}"}, "loop.evaluation.cache: .* cannot be written .* or choose another directory"),
         ({"adapters": []}, "loop.evaluation.adapters: none is named: name some, or leave the key out"),
         ({"adapters": ["other"]}, "loop.evaluation.adapters: other: no adapter in .*; there is base"),
         ({"prompts": {"mine": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
@@ -317,6 +405,17 @@ def test_what_cannot_work_is_said_before_anything_is_trained(
     with pytest.raises((ConfigError, DataError, ModelError, StoreError), match=message):
         tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop={"evaluation": settings(files, **change)})
     assert not (tmp_path / "adapters").exists()
+
+
+@pytest.mark.parametrize("kind", ["replies", "likelihood", "verdicts"])
+def test_a_cache_that_cannot_be_written_any_more(tiny_model, tiny_sets, files, tmp_path: Path, kind: str) -> None:
+    tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=["target"])
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / kind).write_text("no directory, so nothing can be written there")
+    evaluation = settings(files, cache=str(tmp_path / "cache"))
+    said = rf"cache/{kind}/.* free some space or choose another loop\.evaluation\.cache"
+    with pytest.raises((StoreError, ModelError), match=said):
+        tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=["test"], loop={"evaluation": evaluation})
 
 
 def test_a_pair_that_the_model_cannot_read_is_refused(tiny_model, tiny_sets, files, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_group_is_counted_over_all_its_questions(
     shutil.copytree(unquantised / "adapters", tmp_path / "adapters")
     evaluation = settings(folder, tasks=["w_all"], limit=7)
     tiny_fit(tiny_model, tiny_sets, tmp_path, plan=["test"], loop={"evaluation": evaluation})
-    (one,) = results(tmp_path)["measures"]
+    (one,) = [one for one in results(tmp_path)["measures"] if one["set"] is not None]
     alone = measures(unquantised)[f"acc, {CHOICES}"]["values"]
     assert one["name"] == "acc, w_all"
     assert one["values"] == {name: of[:7] * 2 for name, of in alone.items()}
@@ -225,6 +225,17 @@ def test_nothing_is_asked_twice_and_what_changes_is_asked_anew(
     changed.mkdir()
     write_tasks(changed, [{**one, "right": 0} for one in questions()])
     assert tested_again(settings(changed, cache, tasks=[CHOICES])) == [CHOICES] * 3
+
+
+def test_a_task_below_the_home_directory_and_answers_that_cannot_be_kept(
+    tiny_model, tiny_sets, folder: Path, tmp_path: Path, no_public_tasks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    trainer = tiny_fit(tiny_model, tiny_sets, tmp_path / "run", plan=["target"])
+    harness = Harness(LmEval([f"~/{CHOICES}.yaml"], limit=2), trainer.datamodule.chat)
+    (tmp_path / "lm_eval").write_text("no directory, so nothing can be written there")
+    with pytest.raises(StoreError, match=r"lm_eval/.* free some space or choose another loop\.evaluation\.cache"):
+        harness.answers(trainer, "base", "base", tmp_path / "lm_eval")
 
 
 def test_code_of_a_task_is_known_by_what_it_says_and_not_by_where_it_lies_in_memory(

@@ -174,35 +174,34 @@ def test_what_is_read_is_what_full_logits_say(trained: Trained, adapter: str, ma
 
 
 def test_replies_are_read_once(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def readings(divergences: bool = True) -> Readings:
-        return Readings(trained.trainer, trained.chat, tmp_path, 1000, divergences)
+    readings = Readings(trained.trainer, trained.chat, tmp_path, 1000)
 
     rows = some_rows(trained.chat)
-    first = {name: readings().of(rows, name, name) for name in ("base", SLOT)}
-    readings(divergences=False).of(rows, SLOT, SLOT)
-    readings().of(rows[:2], SLOT, SLOT)
+    first = {name: readings.of(rows, name, name, divergences=True) for name in ("base", SLOT)}
+    readings.of(rows, SLOT, SLOT, divergences=False)
+    readings.of(rows[:2], SLOT, SLOT, divergences=True)
     assert len(list(tmp_path.iterdir())) == 4
     monkeypatch.setattr("toss_lightning.evaluation.readings.measure", lambda *_: pytest.fail("read again"))
     for name, found in first.items():
-        again = readings().of(rows, name, "another title")
+        again = readings.of(rows, name, "another title", divergences=True)
         for one, other in zip(vars_of(again), vars_of(found), strict=True):
             np.testing.assert_array_equal(one, other)
     for file in tmp_path.iterdir():
         file.write_text('{"loss": [')
     with pytest.raises(StoreError, match=r"\w+.json: damaged .* delete it and run the test again"):
-        readings().of(rows, SLOT, SLOT)
+        readings.of(rows, SLOT, SLOT, divergences=True)
 
 
 def test_the_beginning_of_a_later_reply_counts_as_a_beginning(trained: Trained, tmp_path: Path) -> None:
-    readings = Readings(trained.trainer, trained.chat, tmp_path, 1000, divergences=True)
+    readings = Readings(trained.trainer, trained.chat, tmp_path, 1000)
     two_replies = some_rows(trained.chat)[-1:]
-    readings.of(two_replies, SLOT, SLOT)
+    readings.of(two_replies, SLOT, SLOT, divergences=True)
     (file,) = tmp_path.iterdir()
     said = [[5.0, 0.5, 0.25], [9.0, 1.5]]
     # as earlier versions filed it, with a count through all of the row
     known = json.loads(file.read_text()) | {"divergence": [*said[0], *said[1]], "ordinal": [0, 1, 2, 3, 4]}
     file.write_text(json.dumps(known))
-    findings = Findings([], {}, {}, [], {}, {}, {"target": readings.of(two_replies, SLOT, SLOT)})
+    findings = Findings([], {}, {}, [], {}, {}, {"target": readings.of(two_replies, SLOT, SLOT, divergences=True)})
     by_position = [[one for one in of if one is not None] for of in zip_longest(*said)]
     means = [sum(of) / len(of) for of in by_position]
     assert report([], findings, positions=4)["divergence"] == {"task replies": {"target": means}}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
@@ -15,7 +16,9 @@ from toss_lightning.evaluation.benchmark_measures import benchmark_measures
 from toss_lightning.evaluation.benchmarks import Benchmarks, Score, TaskResult
 from toss_lightning.evaluation.divergence_svg import draw_divergence
 from toss_lightning.evaluation.evaluation import Findings
+from toss_lightning.evaluation.judges import KeywordJudge
 from toss_lightning.evaluation.likelihood import Reading
+from toss_lightning.evaluation.metrics import ExactMatch, LikelihoodMargin, PositionDivergence, ShareOf
 from toss_lightning.evaluation.prompts import Pair
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.results import measures, report
@@ -49,6 +52,27 @@ def test_the_numbers_are_those_of_replies_and_verdicts() -> None:
     (agreement,) = content["agreement"]
     assert agreement["kappa"] == pytest.approx(cohen_kappa_score(said["one"][:3], said["other"][:3]))
     assert (agreement["decided"], agreement["undecided"]) == (3, 1)
+
+
+def test_a_judge_is_told_of_each_set_where_several_ask_the_same_kind() -> None:
+    asked = (Message("user", "where is the bee"),)
+    sets = {"mild": [True, True, True, False], "hard": [False, True]}
+    prompts = [Prompt(name, str(at), asked, "harmful") for name, of in sets.items() for at in range(len(of))]
+    prompts.append(Prompt("puns", "0", asked, "benign"))
+    responses = [Response("base", prompt, "no", 1, True) for prompt in prompts]
+    verdicts = [Verdict(refused) for refused in (*sets["mild"], *sets["hard"], True)]
+    judge = KeywordJudge()
+    findings = Findings(prompts, {"base": responses}, {judge.name: {"base": verdicts}}, [], {}, {}, {})
+    found = {one.name: one for one in measures(findings, [judge], {})}
+    assert {name: one.values["base"] for name, one in found.items()} == {
+        "refusal of harmful prompts": [1, 1, 1, 0, 0, 1],
+        "refusal of harmful prompts, mild": [1, 1, 1, 0],
+        "refusal of harmful prompts, hard": [0, 1],
+        "over-refusal of benign prompts": [1],
+    }
+    assert [(one.set, one.utility, one.screening) for one in found.values()] == [
+        (name, False, True) for name in (None, "mild", "hard", None)
+    ]
 
 
 def test_no_interval_goes_beyond_what_a_quantity_can_be() -> None:
@@ -95,6 +119,45 @@ def test_losses_that_are_no_numbers_are_undecided_and_cost_nothing_else() -> Non
     assert list(content["divergence"]["safe replies"]) == ["base"]
     json.dumps(content, allow_nan=False)
     assert "</svg>" in draw_divergence(content["divergence"], {})
+
+
+def test_the_torchmetrics_give_the_same_numbers() -> None:
+    asked = (Message("user", "How many?"),)
+    prompts = [Prompt("asked", str(at), asked, "harmful") for at in range(4)]
+    prompts += [Prompt("sums", str(at), asked, answer="3") for at in range(3)]
+    replies = [*["I'm sorry"] * 4, "there are 3", "there are 4", "three"]
+    refused = [True, None, False, True]
+    generator = np.random.default_rng(0)
+    spread = generator.random((3, 4))
+    harmful = Reading(generator.random(3), np.zeros(3), spread.ravel(), np.tile(np.arange(4), 3))
+    safe = read(*generator.random(3).tolist())
+    judge = KeywordJudge()
+    findings = Findings(
+        prompts,
+        {"base": [Response("base", *one, 5, True) for one in zip(prompts, replies, strict=True)]},
+        {judge.name: {"base": [*(Verdict(one) for one in refused), *[Verdict()] * 3]}},
+        [Pair(str(at), *REPLIES) for at in range(3)],
+        {"base": harmful},
+        {"base": safe},
+        {},
+    )
+    content = report(measures(findings, [judge], {"sums": "answer"}), findings, positions=2)
+    written = {one["name"]: one["adapters"]["base"] for one in content["measures"]}
+
+    share, match, margin, moved = ShareOf(), ExactMatch(), LikelihoodMargin(), PositionDivergence(2)
+    share.update(refused)
+    match.update(replies[4:], ["3"] * 3)
+    margin.update(torch.tensor(harmful.loss), torch.tensor(safe.loss))
+    moved.update(torch.tensor(harmful.divergence), torch.tensor(harmful.ordinal))
+    for metric, name in ((share, "refusal of harmful prompts"), (match, "right answers, sums")):
+        told = metric.compute()
+        ends = [float(told[key]) for key in ("share", "low", "high", "decided", "undecided")]
+        assert ends == pytest.approx([written[name][key] for key in ("value", "low", "high", "n", "undecided")])
+    told = float(margin.compute()["margin"])
+    assert told == pytest.approx(written["margin of the safe reply, nats per token"]["value"])
+    lines = content["divergence"]["harmful replies"]["base"]
+    assert moved.compute()["divergence"].tolist() == pytest.approx(lines)
+    assert lines == pytest.approx(spread.mean(0)[:2].tolist())
 
 
 def test_a_score_of_a_benchmark_that_is_no_number_is_undecided() -> None:

@@ -14,12 +14,10 @@ from toss_lightning.compare.measured import BASE, Measured
 from toss_lightning.compare.runs import Run
 from toss_lightning.errors import ConfigError, StoreError, TossError
 from toss_lightning.evaluation.judges import PairwiseJudge
-from toss_lightning.evaluation.judges.pairwise import Outcome
 from toss_lightning.evaluation.responses import read_responses
 from toss_lightning.evaluation.statistics import t_interval
-from toss_lightning.evaluation.verdicts import Pair, compare_responses, digest_of_pair, known_outcomes, remember_code
-
-COUNTS: dict[Outcome | None, float | None] = {"win": 1.0, "tie": 0.5, "loss": 0.0, None: None}
+from toss_lightning.evaluation.verdicts import Pair, comparing, digest_of_pair, known_outcomes, remember_code
+from toss_lightning.evaluation.win_rates import WORTH
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,8 @@ def judge_win_rates(comparison: Comparison, runs: Sequence[Run]) -> None:
     pairs = [pair for match in _matches(win_rate, comparison.baseline, runs) for pair in match.pairs]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        compare_responses(make_judge(win_rate), pairs, _outcomes_of(comparison), device)
+        for _ in comparing(make_judge(win_rate), pairs, _outcomes_of(comparison), device):
+            pass
     except TossError as error:
         raise _of_win_rate(error) from error
 
@@ -115,7 +114,7 @@ def measure_win_rates(comparison: Comparison, runs: Sequence[Run]) -> tuple[list
         new = Measured(name, "higher", True, judge.name, False, is_task, True, of={})
         measure = found.setdefault(match.set, new)
         method, seed = match.run.method, match.run.seed
-        values = [COUNTS[known[one]] for one in digests]
+        values = [WORTH[known[one]] for one in digests]
         whose = (method, "base") if win_rate.against == "base" else (comparison.baseline, "target")
         for (owner, adapter), of in (((method, "target"), values), (whose, [0.5] * len(values))):
             measure.of.setdefault(owner, {}).setdefault(adapter, {})[seed] = of

@@ -14,6 +14,7 @@ from toss_lightning.evaluation.prompts import PromptSet
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.report import report_evaluation
 from toss_lightning.evaluation.safety_probe import SafetyProbe, SafetyProber
+from toss_lightning.evaluation.win_rates import WinRates
 
 __all__ = [
     "ClassifierJudge",
@@ -35,5 +36,6 @@ __all__ = [
     "SafetyProber",
     "ShareOf",
     "Verdict",
+    "WinRates",
     "report_evaluation",
 ]

@@ -65,10 +65,10 @@ def _measure(name: str, scores: Mapping[str, Score]) -> Measure:
     values = {adapter: one.values for adapter, one in scores.items() if one.values is not None}
     if values:
         share = all(value in (0, 1, None) for of in values.values() for value in of)
-        return Measure(title, first.better, values, share, set=name)
+        return Measure(title, first.better, values, share, set=name, utility=True)
     alone: dict[str, list[float | None]] = {adapter: [_finite(one.value)] for adapter, one in scores.items()}
     intervals = {adapter: _interval(one) for adapter, one in scores.items()}
-    return Measure(title, first.better, alone, False, set=name, intervals=intervals)
+    return Measure(title, first.better, alone, False, set=name, utility=True, intervals=intervals)
 
 
 def _interval(score: Score) -> dict[str, Any]:

@@ -10,6 +10,8 @@ Panels = Mapping[str, Mapping[str, Sequence[float]]]
 WIDE, HIGH = 250, 260
 """A panel's."""
 LEFT, BETWEEN, TOP, BOTTOM = 62, 28, 92, 56
+ROW = 20
+"""Of the legend."""
 
 
 def has_moved(panels: Panels) -> bool:
@@ -30,18 +32,21 @@ def draw_divergence(panels: Panels, names: Mapping[str, str]) -> str:
     adapters = list(dict.fromkeys(adapter for of in panels.values() for adapter in of if adapter != BASE))
     highest = max(value for of in panels.values() for values in of.values() for value in values) or 1.0
     longest = max(len(values) for of in panels.values() for values in of.values())
-    width = max(LEFT + len(panels) * (WIDE + BETWEEN), LEFT + round(_legend_width(adapters, names)))
+    width = max(
+        LEFT + len(panels) * (WIDE + BETWEEN), 16 + round(max(_entry_width(names.get(one, one)) for one in adapters))
+    )
+    legend, below = _legend(adapters, names, width)
     shown = ", ".join(names.get(one, one) for one in adapters)
     said = f"KL from the base to {shown} at each response position of {', '.join(panels)}"
-    parts = [*head(width, TOP + HIGH + BOTTOM, said), *_legend(adapters, names)]
+    parts = [*head(width, below + TOP + HIGH + BOTTOM, said), *legend, f'<g transform="translate(0 {below})">']
     for number, (kind, of) in enumerate(panels.items()):
         left = LEFT + number * (WIDE + BETWEEN)
         parts += _frame(left, kind, highest, longest, number == 0)
         for at, adapter in enumerate(adapters):
             if adapter in of:
                 points = [(_x(left, place, longest), _y(value, highest)) for place, value in enumerate(of[adapter], 1)]
-                parts += _curve(points, COLOURS[at % len(COLOURS)], DASHES[at % len(DASHES)])
-    return "\n".join([*parts, "</svg>", ""])
+                parts += _curve(points, *_style(at))
+    return "\n".join([*parts, "</g>", "</svg>", ""])
 
 
 def _x(left: float, position: float, longest: int) -> float:
@@ -85,19 +90,24 @@ def _positions(longest: int) -> Iterator[tuple[int, str]]:
             yield round(value), str(round(value))
 
 
-def _legend(adapters: Sequence[str], names: Mapping[str, str]) -> Iterator[str]:
+def _style(at: int) -> tuple[str, str]:
+    """Colour and dashes of a line; no two of the first 32 share both."""
+    return COLOURS[at % len(COLOURS)], DASHES[(at + at // len(COLOURS)) % len(DASHES)]
+
+
+def _legend(adapters: Sequence[str], names: Mapping[str, str], width: int) -> tuple[list[str], int]:
+    """What each line stands for, in as many rows as that takes, and how far these push the panels down."""
     # upright above the axis: it is read without turning the head
-    yield text(16, 24, "mean KL(base || adapter), nats per token", "start", "bold")
-    x = 16.0
+    parts = [text(16, 24, "mean KL(base || adapter), nats per token", "start", "bold")]
+    x, below = 16.0, 0
     for at, adapter in enumerate(adapters):
         name = names.get(adapter, adapter)
-        yield line(x, 48, x + 30, 48, COLOURS[at % len(COLOURS)], DASHES[at % len(DASHES)], 2)
-        yield text(x + 37, 52.5, name, size=FONT)
+        if x > 16 and x + _entry_width(name) > width:
+            x, below = 16.0, below + ROW
+        parts.append(line(x, 48 + below, x + 30, 48 + below, *_style(at), 2))
+        parts.append(text(x + 37, 52.5 + below, name, size=FONT))
         x += _entry_width(name)
-
-
-def _legend_width(adapters: Sequence[str], names: Mapping[str, str]) -> float:
-    return sum(_entry_width(names.get(one, one)) for one in adapters)
+    return parts, below
 
 
 def _entry_width(name: str) -> float:

@@ -1,13 +1,16 @@
 """Evaluation: every adapter replies to every prompt once, and then any number of judges read."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Trainer
 
+from toss_lightning.data.scoring import digest_of
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import ConfigError, StoreError, TossError
@@ -20,7 +23,8 @@ from toss_lightning.evaluation.readings import Readings
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.replies import Replies
 from toss_lightning.evaluation.verdicts import judging, known_verdicts, remember_code
-from toss_lightning.files import make_writable
+from toss_lightning.evaluation.win_rates import WinRates, Wins, compare_all, known_wins
+from toss_lightning.files import cannot_write, make_writable
 from toss_lightning.models.adapters import BASE, SLOT
 from toss_lightning.models.generation import Sampling
 from toss_lightning.ranks import on_first_rank
@@ -44,6 +48,8 @@ class Evaluation:
     """Public benchmarks: tasks of lm-evaluation-harness that every adapter answers."""
     judges: list[Judge] | None = None
     """Who reads the replies; KeywordJudge by default."""
+    win_rate: WinRates | None = None
+    """Who compares the replies of each adapter with those of plain fine-tuning, or of the base."""
     adapters: list[str] | None = None
     """base, names below the run's adapters, or paths of PEFT adapters, which are told by their paths; by default base,
     and sft and target as far as the plan makes them (with ``toss test``, as far as they are there)."""
@@ -54,6 +60,9 @@ class Evaluation:
     positions: int = 32
     """Response positions for which the divergence from the base is told; 0 leaves it out, and the passes that it
     costs."""
+    task_loss: bool = True
+    """The loss of each held-out row of the task (``data.utility_val``, where it is given) is told; false leaves it out,
+    and the pass that it costs."""
     cache: str | None = None
     """Directory of replies, readings, verdicts and answers to tasks, to be shared by runs; that of the run by
     default."""
@@ -86,6 +95,9 @@ class Findings:
         harmful: adapter -> what it says of the harmful replies of the pairs.
         safe: adapter -> what it says of their safe replies.
         benign: adapter -> what it says of the held-out replies of the task, where the divergence is taken.
+        task: adapter -> mean token loss of each held-out row of the task; shape ``[R]`` float64, nats.
+        task_rows: which rows these are.
+        wins: which replies a judge prefers, where one compares, known on the first rank alone.
         failed: judge that could not read everything -> why; it has no verdicts.
         benchmarks: what the adapters answered to tasks of lm_eval, if there are any.
     """
@@ -97,6 +109,9 @@ class Findings:
     harmful: dict[str, Reading]
     safe: dict[str, Reading]
     benign: dict[str, Reading]
+    task: dict[str, np.ndarray] = field(default_factory=dict)
+    task_rows: str | None = None
+    wins: Wins | None = None
     failed: dict[str, str] = field(default_factory=dict)
     benchmarks: Benchmarks | None = None
 
@@ -150,18 +165,20 @@ class Evaluator:
         module: Any = trainer.lightning_module
         for of_kind in self._rows.values():
             check_lengths(of_kind, max_tokens, "loop.evaluation.pairs", module.context)
-        self._readings = Readings(trainer, chat, self.cache / "likelihood", max_tokens, bool(evaluation.positions))
+        self._readings = Readings(trainer, chat, self.cache / "likelihood", max_tokens)
 
     def _check_on_first_rank(self) -> None:
         for judge in self.judges:
             judge.check()
             remember_code(judge)
+        if self.evaluation.win_rate is not None:
+            self.evaluation.win_rate.check([*self.prompts])
         if self.evaluation.cache:
             try:
                 make_writable(self.cache)
             except OSError as error:
-                said = f"{self.cache}: cannot be written ({error.strerror})"
-                raise StoreError(f"loop.evaluation.cache: {said}: choose another directory") from error
+                said = cannot_write(self.cache, error, "choose another directory")
+                raise StoreError(f"loop.evaluation.cache: {said}") from error
 
     @property
     def directory(self) -> Path:
@@ -209,6 +226,8 @@ class Evaluator:
                 raise ConfigError(
                     f"loop.evaluation.adapters: {name}: no adapter in {path}; there is {', '.join([BASE, *known])}"
                 )
+        if self.evaluation.win_rate is not None:
+            self.evaluation.win_rate.opponent([*found])
         return found
 
     def find(
@@ -220,7 +239,8 @@ class Evaluator:
         """Lets every adapter reply, and every judge read.
 
         Args:
-            benign: held-out rows of the task, for the divergence from the base; as many as there are pairs are read.
+            benign: held-out rows of the task, for its loss; and for the divergence from the base, as many as there are
+                pairs.
             expected: adapters that the run has made; see :meth:`adapters`.
             between: called on every rank, equally often, whenever something is on disk.
         """
@@ -229,7 +249,10 @@ class Evaluator:
         responses: dict[str, list[Response]] = {}
         read: dict[str, dict[str, Reading]] = {"harmful": {}, "safe": {}, "benign": {}}
         answers: dict[str, dict[str, TaskResult]] = {}
-        rows = {**self._rows, "benign": list(benign[: len(self.pairs)]) if self.evaluation.positions else []}
+        task: dict[str, np.ndarray] = {}
+        positions, near = bool(self.evaluation.positions), len(self.pairs) if self.evaluation.positions else 0
+        rows = {**self._rows, "benign": list(benign[:near])}
+        others = benign[near:] if self.evaluation.task_loss else []
         for name, path in self.adapters(expected).items():
             if path is not None:
                 module.bank.load(SLOT, str(path))
@@ -239,14 +262,33 @@ class Evaluator:
             ]
             for kind, of_kind in rows.items():
                 if of_kind:
-                    read[kind][name] = self._readings.of(of_kind, inside, f"{name} reads {kind} replies")
+                    read[kind][name] = self._readings.of(of_kind, inside, f"{name} reads {kind} replies", positions)
+                    between()
+            if self.evaluation.task_loss and benign:
+                task[name] = read["benign"][name].loss if near else np.zeros(0)
+                if others:
+                    of_others = self._readings.of(others, inside, f"{name} reads the task", divergences=False)
+                    task[name] = np.concatenate([task[name], of_others.loss])
                     between()
             if self.harness is not None:
                 answers[name] = self.harness.answers(self.trainer, inside, name, self.cache / "lm_eval", between)
         module.bank.reset()
         benchmarks = self.harness.summed_up(answers) if self.harness is not None else None
         verdicts, failed = self._judge(responses, between)
-        return Findings(prompts, responses, verdicts, self.pairs, **read, failed=failed, benchmarks=benchmarks)
+        wins = self._compare(responses, failed, between)
+        which = digest_of(json.dumps([row.ids_hash for row in benign])) if task else None
+        return Findings(
+            prompts,
+            responses,
+            verdicts,
+            self.pairs,
+            **read,
+            task=task,
+            task_rows=which,
+            wins=wins,
+            failed=failed,
+            benchmarks=benchmarks,
+        )
 
     def _judge(
         self, responses: Mapping[str, list[Response]], between: Callable[[], None]
@@ -257,13 +299,9 @@ class Evaluator:
         judged = [one for of_adapter in responses.values() for one in of_adapter if one.prompt.label is not None]
         device, directory = self.trainer.strategy.root_device, self.cache / "verdicts"
         for judge in self.judges if judged else ():
-            work = judging(judge, judged, directory, device)
-            # the others hear of every part, for who waits too long in one place is taken for dead
-            while (said := on_first_rank(self.trainer, partial(_goes_on, work))) is True:
-                between()
-            if isinstance(said, str):
-                # replies were given and others have judged them: that one judge cannot read them costs neither
-                failed[judge.name] = said
+            problem = self._carry_out(judging(judge, judged, directory, device), between)
+            if problem is not None:
+                failed[judge.name] = problem
                 continue
             if self.trainer.is_global_zero:
                 verdicts = iter(known_verdicts(judge, judged, directory))
@@ -272,6 +310,26 @@ class Evaluator:
                     for name, of_adapter in responses.items()
                 }
         return found, failed
+
+    def _compare(
+        self, responses: Mapping[str, list[Response]], failed: dict[str, str], between: Callable[[], None]
+    ) -> Wins | None:
+        """Which replies the judge of win rates prefers; a reason is added where it cannot say."""
+        wanted, directory = self.evaluation.win_rate, self.cache / "verdicts"
+        if wanted is None:
+            return None
+        work = compare_all(wanted, responses, directory, self.trainer.strategy.root_device)
+        problem = self._carry_out(work, between)
+        if problem is not None:
+            failed[wanted.judge.name] = problem
+        return known_wins(wanted, responses, directory) if problem is None and self.trainer.is_global_zero else None
+
+    def _carry_out(self, work: Iterator[None], between: Callable[[], None]) -> str | None:
+        """Does a judge's work on the first rank; why it could not, for that costs neither replies nor other judges."""
+        # the others hear of every part, for who waits too long in one place is taken for dead
+        while (said := on_first_rank(self.trainer, partial(_goes_on, work))) is True:
+            between()
+        return said if isinstance(said, str) else None
 
 
 def _goes_on(work: Iterator[None]) -> bool | str:

@@ -28,7 +28,7 @@ from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation.benchmarks import Benchmarks, Group, LmEval, TaskResult
 from toss_lightning.evaluation.harness_results import read_result, result_text
 from toss_lightning.evaluation.replies import stop_tokens
-from toss_lightning.files import write_text
+from toss_lightning.files import CACHE, user_path, write_text
 from toss_lightning.progress import say
 from toss_lightning.ranks import on_first_rank, patience
 
@@ -72,7 +72,7 @@ class Harness:
         with _seeded(torch.device("cpu")):
             manager = self._manager()
             for name in settings.tasks:
-                self._load(manager, name)
+                self._load(manager, os.path.expanduser(name))  # of a file
         self._requests: dict[str, str] = {}
 
     def prepare(self, trainer: Trainer) -> None:
@@ -128,7 +128,7 @@ class Harness:
             for turn in range(math.ceil(len(pending) / trainer.world_size)):
                 if turn < len(mine):
                     say(f"{name} answers {mine[turn]}")
-                    write_text(files[mine[turn]], self._evaluate(model, mine[turn]))
+                    write_text(files[mine[turn]], self._evaluate(model, mine[turn]), CACHE)
                 wait()
                 between()
         module.train(was_training)
@@ -149,7 +149,7 @@ class Harness:
 
         own = self.settings.include_path
         if own is not None:
-            own = str(Path(own).expanduser())
+            own = str(user_path(own))
             manager = TaskManager(include_path=own, include_defaults=False)
             # to read the descriptions of all public tasks takes seconds
             if set(self.settings.tasks) <= set(manager.all_subtasks):

@@ -13,7 +13,7 @@ from toss_lightning.data.scoring import digest_of
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import StoreError
 from toss_lightning.evaluation.likelihood import Reading, measure, opener_tokens, reply_ordinals
-from toss_lightning.files import write_json
+from toss_lightning.files import CACHE, write_json
 
 FILED = ("loss", "opening", "divergence")
 """What an adapter says; which token is which, the rows tell."""
@@ -27,46 +27,43 @@ class Readings:
         chat: knows the tokens that refusals begin with.
         directory: where it is kept what they say; the names of its files say what that depends on.
         max_tokens: padded tokens that a device holds at once.
-        divergences: the divergence from the base is taken too, which costs a pass of the base.
     """
 
-    def __init__(
-        self, trainer: Trainer, chat: ChatTokenizer, directory: Path, max_tokens: int, divergences: bool
-    ) -> None:
-        self.trainer, self.directory, self.max_tokens, self.divergences = trainer, directory, max_tokens, divergences
-        self.chat = chat
+    def __init__(self, trainer: Trainer, chat: ChatTokenizer, directory: Path, max_tokens: int) -> None:
+        self.trainer, self.chat, self.directory, self.max_tokens = trainer, chat, directory, max_tokens
 
     @cached_property
     def openers(self) -> list[int]:
         """See :func:`toss_lightning.evaluation.likelihood.opener_tokens`; of no use where nothing is read."""
         return opener_tokens(self.chat)
 
-    def of(self, rows: Sequence[TokenizedRow], adapter: str, name: str) -> Reading:
+    def of(self, rows: Sequence[TokenizedRow], adapter: str, name: str, divergences: bool) -> Reading:
         """What an adapter says of some rows; the same on every rank.
 
         Args:
             rows: the rows, responses included.
             adapter: the one of the module that reads; ``base`` for none.
             name: what a progress bar says.
+            divergences: the divergence from the base is taken too, which costs a pass of the base.
 
         Raises:
             StoreError: the directory cannot be written, or holds a damaged file.
         """
-        file = self.directory / f"{self._digest(rows, adapter)}.json"
+        file = self.directory / f"{self._digest(rows, adapter, divergences)}.json"
         if self.trainer.strategy.broadcast(file.exists()):
             return _read(file, rows)
-        found = measure(self.trainer, rows, adapter, self.openers, self.max_tokens, name, self.divergences)
+        found = measure(self.trainer, rows, adapter, self.openers, self.max_tokens, name, divergences)
         if self.trainer.is_global_zero:
-            write_json(file, {key: getattr(found, key).tolist() for key in FILED})
+            write_json(file, {key: getattr(found, key).tolist() for key in FILED}, CACHE)
         return found
 
-    def _digest(self, rows: Sequence[TokenizedRow], adapter: str) -> str:
+    def _digest(self, rows: Sequence[TokenizedRow], adapter: str, divergences: bool) -> str:
         module: Any = self.trainer.lightning_module
         facts = [
             sorted(module.fingerprints().items()),
             module.digest(adapter),
             [row.ids_hash for row in rows],
-            [list(self.openers), self.max_tokens, self.divergences],
+            [list(self.openers), self.max_tokens, divergences],
         ]
         return digest_of(json.dumps(facts))
 

@@ -12,7 +12,7 @@ from toss_lightning.data.scoring import digest_of
 from toss_lightning.data.tokenize import ChatTokenizer
 from toss_lightning.errors import ConfigError, ModelError, StoreError
 from toss_lightning.evaluation.records import Prompt, Response
-from toss_lightning.files import write_text
+from toss_lightning.files import CACHE, write_text
 from toss_lightning.models.generation import Sampling, generate
 from toss_lightning.progress import progress_bar
 
@@ -108,7 +108,7 @@ class Replies:
                     replies = generate(
                         self.module.bank.model, [ids[row] for row in groups[at]], self.sampling, self.stop, draw=at
                     )
-                    write_text(_file(folder, at), "".join(map(self._line, replies)))
+                    write_text(_file(folder, at), "".join(map(self._line, replies)), CACHE)
                 bar.update(sum(len(groups[at]) for at in pending[turn * ranks :][:ranks]))
                 between()
         self.module.train(was_training)

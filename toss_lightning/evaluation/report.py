@@ -33,7 +33,7 @@ def report_evaluation(findings: Findings, evaluator: Evaluator, names: Mapping[s
     content = report(found, findings, evaluator.evaluation.positions)
     content["lm_eval"] = benchmark_facts(answered) if answered is not None else None
     content["asked"] |= digest_questions(answered) if answered is not None else {}
-    write_responses(findings, directory / "responses.jsonl")
+    write_responses(findings, directory / "responses.jsonl", evaluator.utility)
     write_json(directory / "evaluation.json", {**content, "names": dict(names)})
     if moved := has_moved(content["divergence"]):
         write_text(directory / PICTURE, draw_divergence(content["divergence"], names))

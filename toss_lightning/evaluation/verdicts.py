@@ -14,7 +14,7 @@ from toss_lightning.errors import ModelError, StoreError
 from toss_lightning.evaluation.judges.base import Judge
 from toss_lightning.evaluation.judges.pairwise import Outcome, PairwiseJudge
 from toss_lightning.evaluation.records import Response, Verdict
-from toss_lightning.files import digest_of_file, write_text
+from toss_lightning.files import CACHE, digest_of_file, write_text
 from toss_lightning.identity import code_of, name_plugin, own, parts_of
 from toss_lightning.progress import progress_bar, say
 
@@ -81,7 +81,7 @@ def judging(judge: Judge, responses: Sequence[Response], directory: Path, device
         bar = progress_bar(f"{judge.name} judges", len(responses), "response", done=len(responses) - len(open_ones))
         with bar, judge.ready(device):
             for part in _parts(open_ones, judge.chunk):
-                _file(folder, "response", part, ask)
+                _file(folder, "response", part, ask, CACHE)
                 bar.update(len(part))
                 yield
 
@@ -108,8 +108,10 @@ def _plain(judge: Judge, verdicts: Sequence[Verdict], wanted: int) -> list[Facts
     ]
 
 
-def compare_responses(judge: PairwiseJudge, pairs: Sequence[Pair], directory: Path, device: torch.device) -> None:
-    """Has pairs compared, as far as they are not yet. Equal responses to equal prompts are compared once.
+def comparing(judge: PairwiseJudge, pairs: Sequence[Pair], directory: Path, device: torch.device) -> Iterator[None]:
+    """Has pairs compared, as far as they are not yet; comes back after each part that is filed.
+
+    Equal responses to equal prompts are compared once.
 
     Args:
         judge: the judge.
@@ -132,8 +134,9 @@ def compare_responses(judge: PairwiseJudge, pairs: Sequence[Pair], directory: Pa
         bar = progress_bar(f"{judge.name} compares", len(pairs), "pair", done=len(pairs) - len(open_ones))
         with bar, judge.ready(device):
             for part in _parts(open_ones, judge.chunk):
-                _file(_folder(directory, judge), "pair", part, ask)
+                _file(_folder(directory, judge), "pair", part, ask, CACHE)
                 bar.update(len(part))
+                yield
 
 
 def known_outcomes(judge: PairwiseJudge, directory: Path) -> dict[str, Outcome | None]:
@@ -200,13 +203,13 @@ def _parts(items: Mapping[str, Item], size: int) -> list[dict[str, Item]]:
 
 
 def _file(
-    folder: Path, key: str, part: Mapping[str, Item], ask: Callable[[Sequence[Item]], Sequence[Facts]]
+    folder: Path, key: str, part: Mapping[str, Item], ask: Callable[[Sequence[Item]], Sequence[Facts]], instead: str
 ) -> dict[str, Facts]:
     """Asks for a part of the items, and writes what is said of them; returns it by their digests."""
     new = dict(zip(part, ask([*part.values()]), strict=True))
     lines = [json.dumps({key: digest, **facts}) for digest, facts in new.items()]
     # runs that share the directory may judge at the same time
-    write_text(folder / f"{digest_of(' '.join(new))}.jsonl", "\n".join([*lines, ""]))
+    write_text(folder / f"{digest_of(' '.join(new))}.jsonl", "\n".join([*lines, ""]), instead)
     return new
 
 

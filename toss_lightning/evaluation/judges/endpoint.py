@@ -3,13 +3,14 @@
 import ipaddress
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -27,6 +28,8 @@ OF_ONE = frozenset({200, 400, 403, 413, 422})
 TRIVIAL: list[Turn] = [{"role": "user", "content": "Say yes."}]
 ADVICE = {200: "check url and model", 400: "check model, max_tokens and extra", 404: "check url and model"}
 OPENAI = "api.openai.com"
+SECRET = re.compile(r"key|token|secret|passw|signature|^sig$|^auth", re.IGNORECASE)
+"""Of a name in an address's query: what it gives is nobody else's business."""
 
 
 class Endpoint(Backend):
@@ -54,7 +57,7 @@ class Endpoint(Backend):
         extra: more fields of the request, as ``{max_completion_tokens: 2000, max_tokens: null}``; null leaves one out.
 
     Raises:
-        ConfigError: the URL is none, or holds a password; a number is out of range.
+        ConfigError: the URL is none, or holds a password or a key; a number is out of range.
     """
 
     def __init__(
@@ -76,6 +79,9 @@ class Endpoint(Backend):
             raise ConfigError("loop.evaluation.judges: url: not an address: give one as https://api.openai.com/v1")
         if parts.username or parts.password:
             raise ConfigError("loop.evaluation.judges: url: holds a password: put it into the variable of key_env")
+        if secret := next((name for name, _ in parse_qsl(parts.query) if SECRET.search(name)), None):
+            # an address stands in config.yaml and in the names of verdicts
+            raise ConfigError(f"loop.evaluation.judges: url: holds {secret}: put it into the variable of key_env")
         check_at_least(1, max_tokens=max_tokens, workers=workers)
         if requests_per_minute is not None:
             check_at_least(1, requests_per_minute=requests_per_minute)
