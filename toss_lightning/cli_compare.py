@@ -26,11 +26,12 @@ noise. The same command goes on where a stopped one left off; what is done is no
   --report                 the report of the runs that are done, and nothing more
   --run_dir DIR            where everything goes; this and what follows stand in place of the file's
   --seeds "[1, 2, 3]"
-  --jobs N                 runs at once
+  --jobs N|auto            runs at once, if memory allows; auto: as many as memory and cores allow
   --threads N              of each run; by default the cores shared out
   --gpus "[0, 1]"          what each of the runs at once sees
   --baseline NAME          the method that the others are compared with
   --oracle NAME            the best there could be: what share of the way to it the others go
+  --against "[NAME]"       methods that the others are compared with too
 
 The demo, nine runs of a few minutes: toss compare compare/demo. Its file, configs/compare/demo.yaml, says what every
 key means, and docs/comparing.md what every number means.

@@ -49,7 +49,8 @@ def test_methods_are_run_failures_reported_and_the_base_replies_once(
     found = json.loads(Path("run/compare.json").read_text())
     assert found["seeds"] == {"plain SFT": [1], "TOSS": [1]}
     names = [one["name"] for one in found["measures"]]
-    assert names == ["refusal of harmful prompts", "ROUGE-L, task", "held-out task loss", "held-out harmful loss"]
+    utility = ("ROUGE-L, task", "task loss of a row, nats per token", "held-out task loss")
+    assert names == ["refusal of harmful prompts", *utility, "held-out harmful loss"]
     for measure in found["measures"]:
         assert measure["models"].keys() == {"base model", "plain SFT", "TOSS"}
     assert found["time"]["TOSS"]["value"] > 1

@@ -246,6 +246,46 @@ def test_time_is_over_that_of_the_baseline_with_the_same_seed(tmp_path):
     assert (time["plain SFT"]["value"], time["plain SFT"]["low"]) == (1.0, None)
 
 
+def test_further_opponents_are_tested_and_adjusted_for(tmp_path, said):
+    runs = {key: [measure("harmful compliance", BASE_SAID, of, judge="J")] for key, of in said.items()}
+    content_of(tmp_path, runs)
+    outcomes = read_outcomes(list(made(tmp_path / "compare.yaml")[1].values()))
+    content = compare_outcomes(outcomes, METHODS, "plain SFT", against=["A", "B"])
+    differences = only(content, "harmful compliance")["differences"]
+    # each pair once
+    assert [(one["of"], one["against"]) for one in differences] == [
+        *(("plain SFT", BASE), ("A", "plain SFT"), ("A", BASE)),
+        *(("B", "plain SFT"), ("B", "A"), ("B", BASE)),
+    ]
+    assert [one["p_holm"] for one in differences] == pytest.approx(holm([one["p"] for one in differences]))
+    columns = [[*zip(*(said[name, seed] for seed in (1, 2, 3)), strict=True)] for name in ("B", "A")]
+    decided = [row for row in zip(*columns, strict=True) if None not in (*row[0], *row[1])]
+    assert differences[4]["mean"] == pytest.approx(np.mean([np.subtract(*row) for row in decided]))
+
+
+def test_rows_that_each_run_holds_out_itself_are_not_paired(tmp_path):
+    name, losses = "task loss of a row, nats per token", {"plain SFT": [1.0, 2.0], "A": [1.5, 1.5], "B": [3.0, 4.0]}
+
+    def content(folder: Path, which: dict[str, str]) -> dict[str, Any]:
+        folder.mkdir()
+        facts = {"share": False, "utility": True}
+        runs = {
+            (method, seed): [measure(name, [2.0, 3.0], [one + seed / 8 for one in of], rows=which[method], **facts)]
+            for (method, of), seed in product(losses.items(), (1, 2))
+        }
+        return only(content_of(folder, runs), name)
+
+    same = content(tmp_path / "same", dict.fromkeys(METHODS, "these"))
+    assert (same["per_prompt"], same["is_utility"]) == (True, True)
+    assert {one["n"] for one in same["differences"]} == {2}
+    own = content(tmp_path / "own", {method: method for method in METHODS})
+    assert own["per_prompt"] is False
+    for method in (BASE, *METHODS):
+        assert own["models"][method]["value"] == pytest.approx(same["models"][method]["value"])
+    # as of a loss of whole runs: the paired t-test over the seeds
+    assert {one["over"] for one in own["differences"]} == {"seeds"}
+
+
 def test_measures_of_safety_come_first_and_screening_ones_behind_judges(tmp_path):
     names = [
         ("probability of a refusal's first token", None, False),

@@ -46,7 +46,7 @@ if behaviour.get("fail"):
     print("error: no luck", file=sys.stderr)
     sys.exit(2)
 (run / "times").write_text(f"{start} {time.time()}")
-(run / "summary.json").write_text("{}")
+(run / "summary.json").write_text(json.dumps(behaviour.get("summary", {})))
 (run / "evaluation").mkdir(exist_ok=True)
 if behaviour.get("answers", True):
     (run / "evaluation" / "evaluation.json").write_text(json.dumps(behaviour.get("evaluation", {})))
@@ -222,6 +222,100 @@ def test_several_run_at_once_each_with_its_gpu(tmp_path):
     assert {call.split()[3] for call in calls()} == {"4", "5"}
     times = [[float(one) for one in file.read_text().split()] for file in tmp_path.glob("run/*/seed-1/times")]
     assert max(start for start, _ in times) < min(end for _, end in times)
+
+
+def took(host: int, gpu: int | None = None) -> dict[str, int | None]:
+    """What a summary says of memory, in MiB."""
+    return {"peak_memory_mib": host, "peak_gpu_memory_mib": gpu, "world_size": 1}
+
+
+def times(tmp_path: Path, *slugs: str) -> list[tuple[float, float]]:
+    """When runs began and ended."""
+    files = [tmp_path / "run" / slug / "seed-1/times" for slug in slugs]
+    return [(float(start), float(end)) for start, end in (file.read_text().split() for file in files)]
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Memory of the host that is free, to be set; runs hold none of it yet."""
+    found = {"MiB": 0}
+    monkeypatch.setattr("toss_lightning.compare.memory._available", lambda: found["MiB"])
+    monkeypatch.setattr("toss_lightning.compare.memory._resident", lambda pid: 0)
+    return found
+
+
+@pytest.mark.usefixtures("fake")
+def test_runs_wait_while_memory_is_short_and_it_is_said_once(tmp_path, capsys, free):
+    methods = dict.fromkeys("ABCDEF")
+    free["MiB"] = 2999
+    path = write_comparison(tmp_path, methods, seeds=[1], jobs=3)
+    behave(**{slug: {"seconds": 0.2, "summary": took(1000)} for slug in "abcdef"})
+    # nothing is known when the first three begin; of the others two fit at once, whenever those end
+    assert run_it(path) == []
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("waiting")]
+    assert lines == [
+        "waiting until one of 2 runs at once ends: a run took up to 1,000 MiB of memory, and 999 MiB are free beside"
+        " what those under way may yet take"
+    ]
+    # what is known from before counts from the first run on, and one always runs
+    free["MiB"] = 0
+    write_comparison(tmp_path, methods | dict.fromkeys("GHI"), seeds=[1], jobs=3)
+    assert run_it(path) == []
+    g, h, i = times(tmp_path, *"ghi")
+    assert g[1] < h[0] < h[1] < i[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        *("waiting until one of 1 runs at once ends", "G, seed 1", "H, seed 1", "I, seed 1")
+    ]
+
+
+@pytest.mark.usefixtures("fake")
+def test_auto_begins_with_one_run_whose_peak_tells_how_many_fit(tmp_path, capsys, free, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    free["MiB"] = 2000
+    path = write_comparison(tmp_path, dict.fromkeys("ABC"), seeds=[1], jobs="auto")
+    behave(a={"summary": took(1000)}, b={"seconds": 0.6}, c={"seconds": 0.6})
+    assert run_it(path) == []
+    a, b, c = times(tmp_path, *"abc")
+    assert a[1] < min(b[0], c[0])
+    assert max(b[0], c[0]) < min(b[1], c[1])
+    assert {call.split()[4] for call in calls()} == {"2"}  # three runs share eight cores
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "jobs: auto: the first run goes alone, for its peak tells how many fit at once"
+    )
+
+
+@pytest.mark.usefixtures("fake")
+def test_auto_goes_on_with_one_run_where_none_tells_what_it_took(tmp_path, free):
+    free["MiB"] = 2000
+    path = write_comparison(tmp_path, dict.fromkeys("ABC"), seeds=[1], jobs="auto", gpus=[0, 1])
+    behave(a={"fail": True})
+    assert len(run_it(path)) == 1
+    b, c = times(tmp_path, *"bc")
+    assert b[1] < c[0]
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_run_goes_where_a_gpu_has_room(tmp_path, capsys, free, monkeypatch):
+    free["MiB"] = 99999
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho '0, GPU-aa, 9000'\necho '1, GPU-bb, 50000'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    path = write_comparison(tmp_path, dict.fromkeys("ABCD"), seeds=[1], jobs=4, gpus=[0, 1])
+    finish(made(path)[1]["A", 1], [], computed=took(1000, 20000))
+    behave(b={"seconds": 0.6}, c={"seconds": 0.6})
+    assert run_it(path) == []
+    assert [call.split()[3] for call in calls()] == ["1", "1", "1"]
+    b, c, d = times(tmp_path, *"bcd")
+    assert max(b[0], c[0]) < min(b[1], c[1]) < d[0]
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0] == (
+        "waiting until one of 2 runs at once ends: a run took up to 20,512 MiB of GPU 0, and 9,000 MiB are free beside"
+        " what those under way may yet take"
+    )
+    assert said.err == ""
 
 
 @pytest.mark.usefixtures("fake")

@@ -31,7 +31,7 @@ def test_the_demo_names_every_key_and_is_a_comparison():
     content = yaml.safe_load(DEMO.read_text())
     assert tuple(content) == (
         *("run_dir", "configs", "evaluation", "set", "seeds", "jobs", "threads", "gpus"),
-        *("methods", "baseline", "oracle", "win_rate", "plot"),
+        *("methods", "baseline", "oracle", "against", "win_rate", "plot"),
     )
     assert set(content) == set(KEYS)
     demo = load_comparison(DEMO)
@@ -96,6 +96,7 @@ def test_options_stand_in_place_of_keys(tmp_path, capsys):
             "methods.a.set.loop.plan: a plan with",
         ),
         ({"baseline": "TOS"}, "baseline: 'TOS' is none of the methods; did you mean 'TOSS'?"),
+        ({"against": ["TOSS", "TOS"]}, "against: 'TOS' is none of the methods; did you mean 'TOSS'?"),
         ({"oracle": "TOS"}, "oracle: 'TOS' is none of the methods; did you mean 'TOSS'?"),
         ({"oracle": "plain SFT"}, "oracle: 'plain SFT' is the baseline, to which it has no gap: name another, or"),
         ({"baseline": None}, "baseline: nothing there: name the method"),

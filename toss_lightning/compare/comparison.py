@@ -51,13 +51,17 @@ class Comparison:
     set: Mapping[str, Any] = field(default_factory=dict)
     """Keys of every run, over all files."""
     jobs: int = 1
-    """Runs at once."""
+    """Runs at once, as far as memory allows."""
+    try_one: bool = False
+    """The first run goes alone, for its peak tells how many fit at once."""
     threads: int = 1
     """Threads of each run."""
     gpus: tuple[str, ...] = ()
     """What each of the runs at once sees of the machine's GPUs; all of them where it is empty."""
     oracle: str | None = None
     """The method that stands for the best there could be; the others' shares of the way to it are told."""
+    against: tuple[str, ...] = ()
+    """Methods that the others are compared with beside the baseline and the base."""
     win_rate: WinRate | None = None
     """Pairs of replies are shown to a judge where this is there."""
     plot: Mapping[str, str] = field(default_factory=dict)

@@ -119,15 +119,17 @@ def of_prompts(outcomes: Outcomes) -> list[Measured]:
         StoreError: runs were asked different prompts.
     """
     found: dict[tuple[str, str | None], Measured] = {}
+    rows: dict[str, set[str | None]] = {}
     for method, of_seed in outcomes.items():
         for seed, outcome in of_seed.items():
             for one in outcome.evaluation["measures"]:
                 facts = {key: one[key] for key in ("name", "better", "share", "judge", "screening")}
-                facts |= {"is_utility": one["set"] is not None, "per_prompt": _is_per_prompt(one)}
-                new = Measured(**facts, of={})
+                is_utility = one.get("utility", one["set"] is not None)  # older results do not say
+                new = Measured(**facts, is_utility=is_utility, per_prompt=_is_per_prompt(one), of={})
                 measure = found.setdefault((one["name"], one["judge"]), new)
                 # a score of a run may happen to be 0 everywhere, which alone does not make it a share
                 measure.share = measure.share and one["share"]
+                rows.setdefault(measure.title, set()).add(one.get("rows"))
                 measure.bounded = measure.bounded or one.get("bounded", False)  # older results do not say
                 for adapter, name in (("target", method), ("base", BASE)):
                     if adapter in one["values"]:
@@ -135,6 +137,8 @@ def of_prompts(outcomes: Outcomes) -> list[Measured]:
                         values[seed] = one["values"][adapter]
                         measure.intervals.setdefault(name, {}).setdefault(seed, one["adapters"][adapter])
     for measure in found.values():
+        if len(rows[measure.title]) > 1:
+            _unpair(measure)
         _check_prompts(measure)
     _check_asked(outcomes)
     return [*found.values()]
@@ -143,6 +147,16 @@ def of_prompts(outcomes: Outcomes) -> list[Measured]:
 def _is_per_prompt(one: Mapping[str, Any]) -> bool:
     """Whether a measure has a value for each prompt; one value of many is that of a whole run."""
     return not any(len(one["values"][name]) == 1 < facts["n"] for name, facts in one["adapters"].items())
+
+
+def _unpair(measure: Measured) -> None:
+    """Leaves a mean of each run, where runs hold out rows of their own: nothing pairs those of two runs."""
+    measure.per_prompt = False
+    for of in measure.of.values():
+        for of_seed in of.values():
+            for seed, values in of_seed.items():
+                numbers = known(values)
+                of_seed[seed] = [sum(numbers) / len(numbers) if numbers else None]
 
 
 def in_order(measures: Iterable[Measured]) -> list[Measured]:

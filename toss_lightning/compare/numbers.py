@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from toss_lightning.compare.beside import agreement, divergence
 from toss_lightning.compare.measured import (
     BASE,
     Measured,
@@ -27,6 +28,7 @@ def compare_outcomes(
     baseline: str,
     oracle: str | None = None,
     further: Sequence[Measured] = (),
+    against: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything as plain values, for ``compare.json``.
 
@@ -36,12 +38,15 @@ def compare_outcomes(
         baseline: the method that the others are compared with.
         oracle: the method that stands for the best there could be, if one does.
         further: measures beside those of the evaluations.
+        against: methods that the others are compared with too.
 
     Raises:
         StoreError: runs were asked different prompts.
     """
     methods = [name for name in methods if name in outcomes]
-    measures = [*in_order([*of_prompts(outcomes), *further]), *held_out(outcomes)]
+    asked = of_prompts(outcomes)
+    measures = [*in_order([*asked, *further]), *held_out(outcomes)]
+    opponents = [baseline, *(name for name in against if name in methods and name != baseline)]
     several = any(len(outcomes[name]) > 1 for name in methods)
     return {
         "baseline": baseline,
@@ -49,7 +54,9 @@ def compare_outcomes(
         "base": BASE,
         "methods": methods,
         "seeds": {name: sorted(outcomes[name]) for name in methods},
-        "measures": [_facts(one, methods, baseline, oracle, several) for one in measures],
+        "measures": [_facts(one, methods, opponents, oracle, several) for one in measures],
+        "agreement": agreement(asked),
+        "divergence": divergence(outcomes, methods),
         "time": _times(outcomes, methods, baseline),
         "idle": {name: reasons for name in methods if (reasons := _idle(outcomes[name]))},
         "weak": {name: reasons for name in methods if (reasons := _of_seeds(outcomes[name], "weak"))},
@@ -86,13 +93,14 @@ def _failed_judges(runs: Mapping[int, Outcome]) -> list[str]:
 
 
 def _facts(
-    measure: Measured, methods: Sequence[str], baseline: str, oracle: str | None, several: bool
+    measure: Measured, methods: Sequence[str], opponents: Sequence[str], oracle: str | None, several: bool
 ) -> dict[str, Any]:
+    baseline = opponents[0]
     models = {name: _mean(measure, name) for name in methods if "target" in measure.of.get(name, {})}
     own_base = {name: of["base"] for name, of in measure.of.items() if "base" in of}
     if own_base:
         models = {BASE: _mean_of_base(measure, own_base.get(baseline) or next(iter(own_base.values())))} | models
-    differences = _differences(measure, methods, baseline, several)
+    differences = _differences(measure, methods, opponents, several)
     return {
         "name": measure.name,
         "title": measure.title,
@@ -151,12 +159,15 @@ def _mean_of_base(measure: Measured, by_seed: Mapping[int, Values]) -> dict[str,
     }
 
 
-def _differences(measure: Measured, methods: Sequence[str], baseline: str, several: bool) -> list[dict[str, Any]]:
-    """Each method against the baseline and against the base, adjusted for how many of them there are."""
+def _differences(
+    measure: Measured, methods: Sequence[str], opponents: Sequence[str], several: bool
+) -> list[dict[str, Any]]:
+    """Each method against the opponents and against the base, adjusted for how many of them there are."""
     found = []
     for name in methods:
-        opponents = {baseline: (baseline, "target")} if name != baseline else {}
-        for against, theirs in (opponents | {BASE: (name, "base")}).items():
+        # of two opponents, the earlier one is what the later is compared with
+        others = opponents[: opponents.index(name)] if name in opponents else opponents
+        for against, theirs in ({one: (one, "target") for one in others} | {BASE: (name, "base")}).items():
             values = measure.comparable(name), measure.comparable(*theirs)
             without = len(measure.without_number(name)) + len(measure.without_number(*theirs))
             facts = {"of": name, "against": against, **_difference(*values, measure.per_prompt)}

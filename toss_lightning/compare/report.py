@@ -13,9 +13,11 @@ from toss_lightning.compare.plot_svg import have_both, scatter
 from toss_lightning.compare.runs import Run
 from toss_lightning.compare.tables import latex, markdown, sheet_of_runs, show, spreadsheet
 from toss_lightning.compare.win_rate import measure_win_rates
+from toss_lightning.evaluation.divergence_svg import draw_divergence, has_moved
 from toss_lightning.files import write_json, write_text
 
 PICTURE = "compare.svg"
+MOVED = "divergence.svg"
 SAFETY = ("harmful compliance", "refusal of harmful", "margin of the safe", "held-out harmful loss")
 """How the names of measures begin that the picture shows upward by default, the first that is there."""
 UTILITY = ("over-refusal",)
@@ -25,7 +27,7 @@ UTILITY = ("over-refusal",)
 def report_comparison(
     comparison: Comparison, runs: Sequence[Run], differ: Sequence[str], helped: Sequence[str]
 ) -> None:
-    """Writes compare.json, .md, .csv, .tex, .svg and compare_runs.csv into its directory, and prints the tables.
+    """Writes compare.json, .md, .csv, .tex, .svg, compare_runs.csv and divergence.svg into its directory, and prints.
 
     Args:
         comparison: what was asked for.
@@ -39,7 +41,8 @@ def report_comparison(
     home, methods = comparison.run_dir, [one.name for one in comparison.methods]
     outcomes = read_outcomes(runs)
     win_rates, unjudged = measure_win_rates(comparison, runs) if comparison.win_rate is not None else ([], [])
-    content = compare_outcomes(outcomes, methods, comparison.baseline, comparison.oracle, win_rates)
+    named = (comparison.baseline, comparison.oracle, win_rates, comparison.against)
+    content = compare_outcomes(outcomes, methods, *named)
     content["missing"] = [run.title for run in runs if run.seed not in outcomes.get(run.method, {})]
     content["unjudged"] = unjudged
     content["differing"] = list(differ)
@@ -48,7 +51,10 @@ def report_comparison(
     if axes:
         content["plot"] = {axis: one["title"] for axis, one in axes.items()}
     write_json(home / "compare.json", content)
-    write_text(home / "compare.md", markdown(content, PICTURE if axes else None))
+    moved = MOVED if has_moved(content["divergence"]) else None
+    write_text(home / "compare.md", markdown(content, PICTURE if axes else None, moved))
+    if moved:
+        write_text(home / moved, draw_divergence(content["divergence"], {}))
     write_text(home / "compare.csv", spreadsheet(content))
     write_text(home / "compare_runs.csv", sheet_of_runs(content))
     write_text(home / "compare.tex", latex(content))

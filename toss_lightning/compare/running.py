@@ -17,6 +17,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from toss_lightning.compare.comparison import Comparison
+from toss_lightning.compare.memory import Memory
 from toss_lightning.compare.runs import Run, as_of_now, environment
 from toss_lightning.errors import Stopped, StoreError
 from toss_lightning.files import HELD, cannot_write
@@ -40,7 +41,7 @@ class _Child:
 
 
 def run_all(comparison: Comparison, runs: Sequence[Run], held: int) -> list[str]:
-    """Does what is left, several at once. Whatever ends this early, children are told to write checkpoints and end.
+    """Does what is left, several at once if memory allows. Whatever ends this early, they are to write checkpoints.
 
     Args:
         comparison: what was asked for.
@@ -66,12 +67,17 @@ def run_all(comparison: Comparison, runs: Sequence[Run], held: int) -> list[str]
     failed: list[str] = []
     children: list[_Child] = []
     done = len(runs) - len(waiting)
+    memory = Memory(run.summary for run in runs if run.state() != "stale")
+    is_full = False  # until a run ends
     bar = tqdm(total=len(runs), initial=done, desc="runs", unit="run", disable=not sys.stderr.isatty())
     with _Signals() as signals, bar:
         try:
             while (waiting or children) and not signals.heard:
-                while waiting and len(children) < comparison.jobs:
-                    slot = min(set(range(comparison.jobs)) - {child.slot for child in children})
+                while waiting and not is_full and len(children) < comparison.jobs:
+                    slot = _place(comparison, memory, children)
+                    if slot is None:
+                        is_full = True
+                        break
                     run = waiting.pop(0)
                     # files may have been edited since it was listed; what cannot be read, it will say itself
                     run = as_of_now(comparison, run) or run
@@ -79,7 +85,9 @@ def run_all(comparison: Comparison, runs: Sequence[Run], held: int) -> list[str]
                 time.sleep(POLL)
                 for child in [one for one in children if one.process.poll() is not None]:
                     children.remove(child)
+                    is_full = False
                     problem = _close(comparison, child)
+                    memory.learn(child.run.summary)
                     failed += [problem] if problem else []
                     took = f"{'FAILED after' if problem else 'done in'} {_duration(time.monotonic() - child.started)}"
                     bar.update()
@@ -89,6 +97,20 @@ def run_all(comparison: Comparison, runs: Sequence[Run], held: int) -> list[str]
             _end(comparison, children, signals)
         signals.raise_heard()
     return failed
+
+
+def _place(comparison: Comparison, memory: Memory, children: Sequence[_Child]) -> int | None:
+    """Where a further run may begin; None where it waits until another ends."""
+    if comparison.jobs == 1:
+        return 0
+    taken = {child.slot for child in children}
+    running = {child.process.pid: _visible_gpus(comparison, child.slot) for child in children}
+    places = {slot: _visible_gpus(comparison, slot) for slot in range(comparison.jobs) if slot not in taken}
+    return memory.place(running, places, comparison.try_one)
+
+
+def _visible_gpus(comparison: Comparison, slot: int) -> str | None:
+    return {**os.environ, **environment(comparison, slot)}.get("CUDA_VISIBLE_DEVICES")
 
 
 def _start(run: Run, slot: int, settings: Mapping[str, str], held: int) -> _Child:

@@ -16,7 +16,7 @@ from toss_lightning.errors import ConfigError
 
 KEYS = (
     *("run_dir", "configs", "set", "seeds", "jobs", "threads", "gpus"),
-    *("evaluation", "methods", "baseline", "oracle", "win_rate", "plot"),
+    *("evaluation", "methods", "baseline", "oracle", "against", "win_rate", "plot"),
 )
 NEEDED = ("run_dir", "seeds", "methods", "baseline")
 OURS = ("run_dir", "ckpt_path", "seed_everything", "config", "loop.evaluation.adapters", "loop.evaluation.cache")
@@ -69,19 +69,25 @@ class _Reader:
         if not isinstance(self.content["run_dir"], str):
             raise self.wrong("run_dir", f"{self.content['run_dir']!r} is no path: give one, such as runs/compare")
         methods = self._methods()
-        jobs = self._count("jobs", 1)
+        seeds, gpus = self._seeds(), self._gpus()
+        is_auto = self.content.get("jobs") == "auto"
+        # no more than there are runs, for the cores are shared out over them
+        most = min(len(gpus) or os.cpu_count() or 1, len(methods) * len(seeds))
+        jobs = most if is_auto else self._count("jobs", 1, ", or auto")
         found = Comparison(
             run_dir=Path(self.content["run_dir"]).expanduser(),
             methods=methods,
             baseline=self._named("baseline", methods),
-            seeds=self._seeds(),
+            seeds=seeds,
             configs=self._configs("configs", self.content.get("configs")),
             evaluation=self._configs("evaluation", self.content.get("evaluation")),
             set=self._set("set", self.content.get("set")),
             jobs=jobs,
+            try_one=is_auto,
             threads=self._count("threads", max(1, (os.cpu_count() or 1) // jobs)),
-            gpus=self._gpus(),
+            gpus=gpus,
             oracle=self._oracle(methods),
+            against=self._against(methods),
             win_rate=self._win_rate(),
             plot=self._plot(),
         )
@@ -164,12 +170,12 @@ class _Reader:
                 raise self.wrong("seeds", f"{seed} stands twice: leave one out")
         return tuple(seeds)
 
-    def _count(self, key: str, otherwise: int) -> int:
+    def _count(self, key: str, otherwise: int, or_what: str = "") -> int:
         value = self.content.get(key)
         if value is None:
             return otherwise
         if type(value) is not int or value < 1:
-            raise self.wrong(key, f"{value!r}: give a whole number of 1 or more")
+            raise self.wrong(key, f"{value!r}: give a whole number of 1 or more{or_what}")
         return value
 
     def _gpus(self) -> tuple[str, ...]:
@@ -201,9 +207,9 @@ class _Reader:
         prompts = prompts if isinstance(prompts, list) else [prompts]
         return WinRate(value["judge"], against, tuple(map(str, prompts)))
 
-    def _named(self, key: str, methods: Sequence[MethodSpec]) -> str:
+    def _named(self, key: str, methods: Sequence[MethodSpec], value: Any = None) -> str:
         names = [one.name for one in methods]
-        name = str(self.content[key])
+        name = str(self.content[key] if value is None else value)
         if name not in names:
             raise self.wrong(key, f"{name!r} is none of the methods; {_hint(name, names)}")
         return name
@@ -217,6 +223,11 @@ class _Reader:
                 "oracle", f"{oracle!r} is the baseline, to which it has no gap: name another, or leave it out"
             )
         return oracle
+
+    def _against(self, methods: Sequence[MethodSpec]) -> tuple[str, ...]:
+        value = self.content.get("against")
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        return tuple(dict.fromkeys(self._named("against", methods, one) for one in values))
 
     def _evaluated(self, found: Comparison) -> None:
         """Refuses an evaluation of one method's own, and one that asks nothing: every run is asked the same.

@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
+from toss_lightning.compare.beside import divergence_cells
 from toss_lightning.compare.cells import Cells, Content, differences_of, oracle_tables, rows_of
 from toss_lightning.compare.statements import notes, statements
 from toss_lightning.evaluation.cells import DASH, markdown_table
+from toss_lightning.evaluation.tables import agreement_of
 
 LATEX = {
     **{one: f"\\{one}" for one in "&%$#_{}"},
@@ -31,12 +33,13 @@ LATEX = {
 """Sign -> how LaTeX writes it."""
 
 
-def markdown(content: Content, plot: str | None = None) -> str:
+def markdown(content: Content, plot: str | None = None, moved: str | None = None) -> str:
     """A page with everything.
 
     Args:
         content: the comparison.
         plot: the name of the picture beside the page.
+        moved: the name of that of the divergence from the base.
     """
     parts = ["# Comparison", "", *markdown_table(*rows_of(content)), ""]
     parts += [*(f"- {line}" for line in notes(content)), ""]
@@ -46,6 +49,15 @@ def markdown(content: Content, plot: str | None = None) -> str:
     parts += ["## What is beyond noise", "", *(f"- {line}" for line in statements(content)), ""]
     header, lines = differences_of(content)
     parts += ["## Differences", "", *markdown_table(header, lines), ""] if lines else []
+    header, lines = agreement_of(content)
+    if lines:
+        parts += ["## Agreement of the judges", "", "Over the replies of all runs, and of the base once.", ""]
+        parts += [*markdown_table(header, lines), ""]
+    if moved is not None:
+        header, *lines = divergence_cells(content)
+        parts += ["## How far from the base", "", f"![Mean KL(base || method) at each response position]({moved})", ""]
+        parts += ["Mean KL(base || method) of the next token in nats, over the seeds, of replies that are given, not"]
+        parts += ["drawn.", "", *markdown_table(header, lines), ""]
     return "\n".join(parts)
 
 
