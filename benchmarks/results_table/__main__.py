@@ -4,11 +4,12 @@
         [--base MODEL] [--size medium] [--reference-epochs 2] [--dtype auto]
 
 DIR holds gsm8k_train.jsonl, gsm8k_test.jsonl, general.jsonl, harmful.jsonl, refusals.jsonl, benign_risky.jsonl and
-prompts_*.jsonl; docs/results.md says what a row holds, data.sha256 whether they are those of the committed pages. The
-bundled model is aligned first (`align.py`), for it comes without safety to lose; another base is taken as it is. WORK
-is runs/results_table; another --base, --size, --reference-epochs and --dtype have one of their own. Then, for each
-seed, references are trained on rows of their own and score each custom set once; and each comparison of this folder is
-run by ``toss compare``: methods x seeds, resumable, on rows that `rows.py` deals out. What is done is not done again.
+prompts_*.jsonl; `get_data.py --to DIR` makes them of public sets, docs/results.md says what a row holds, data.sha256
+whether they are those of the committed pages. The bundled model is aligned first (`align.py`), for it comes without
+safety to lose; another base is taken as it is. WORK is runs/results_table; another --base, --size, --reference-epochs
+and --dtype have one of their own. Then, for each seed, references are trained on rows of their own and score each
+custom set once; and each comparison of this folder is run by ``toss compare``: methods x seeds, resumable, on rows that
+`rows.py` deals out. What is done is not done again.
 
 - main: all methods on a custom set of which a fifth is harmful;
 - ablations: settings of TOSS, on the validation split;
