@@ -147,6 +147,19 @@ def test_a_run_without_a_number_leaves_a_dash_and_is_told(uneven):
     assert line.endswith("; not tested, for a run gave no number: held-out task loss.")
 
 
+def test_seeds_of_which_a_measure_knows_nothing_are_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    comparison, runs = made(write_comparison(tmp_path, dict.fromkeys(("A", "B"))))
+    for (name, seed), run in runs.items():
+        judged = [measure("harmful compliance", [0, 0, 1], [1, 0, seed % 2], judge="J")]
+        of_guard = [] if (name, seed) == ("B", 2) else [measure("harmful compliance", [0, 0, 1], [1, 0, 1], judge="G")]
+        finish(run, judged + of_guard)
+    report_comparison(comparison, list(runs.values()), [], [])
+    page = (tmp_path / "run" / "compare.md").read_text()
+    assert "- B: harmful compliance (G) is known of 1 of 2 seeds." in page
+    assert page.count("is known of") == 1
+
+
 def test_runs_in_other_precisions_are_told(uneven):
     one, other = (
         "nf4/float32 in plain SFT seed 1 and A seed 1 and B seed 1",

@@ -35,9 +35,10 @@ signal.signal(signal.SIGTERM, finish if behaviour.get("deaf") else stop)
 with open("calls.txt", "a") as calls:
     gpu, threads = (os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
     calls.write(f"{run.parent.name}/{run.name} {verb} {(run / 'checkpoint').exists()} {gpu} {threads}\\n")
-(run / "pid").write_text(str(os.getpid()))
 start = time.time()
-while not (run / "checkpoint").exists() and time.time() < start + behaviour.get("seconds", 0):
+(run / "pid").write_text(str(os.getpid()))
+beside = run.parent.parent / behaviour.get("beside", "-") / run.name / "pid"
+while not (run / "checkpoint").exists() and not beside.exists() and time.time() < start + behaviour.get("seconds", 0):
     time.sleep(0.02)
 if behaviour.get("fail"):
     print("\\n".join(f"line {number}" for number in range(9)))
@@ -193,9 +194,10 @@ def test_a_judge_that_fails_costs_no_other_measure_and_tries_again(tmp_path):
     assert [one.is_measured for one in made(path)[1].values()] == [True, True]
     calls()
     # it fails as before, and then before it has said anything: what was measured stays
-    for behaviour in ({"code": 1, "evaluation": failed}, {"fail": True}):
+    for behaviour, said in (({"code": 1, "evaluation": failed}, problem), ({"fail": True}, "error: no luck")):
         behave(a=behaviour)
-        assert len(run_it(path)) == 1
+        (again,) = run_it(path)
+        assert again.endswith(said)
         assert [call.split()[1] for call in calls()] == ["test"]
         assert states(path) == {"A1": "unjudged", "B1": "done"}
     behave(a={"evaluation": {"failed_judges": {}}})
@@ -212,6 +214,10 @@ def test_an_evaluation_from_before_is_not_taken_for_that_of_a_run_that_fails(tmp
     behave(a={"fail": True})
     run_it(path)
     assert states(path) == {"A1": "test", "B1": "done"}
+    # another evaluation may well say the same
+    behave(a={"code": 1, "evaluation": {"failed_judges": {"Strict": "no such host"}}})
+    run_it(path)
+    assert states(path) == {"A1": "unjudged", "B1": "done"}
 
 
 @pytest.mark.usefixtures("fake")
@@ -274,7 +280,7 @@ def test_auto_begins_with_one_run_whose_peak_tells_how_many_fit(tmp_path, capsys
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     free["MiB"] = 2000
     path = write_comparison(tmp_path, dict.fromkeys("ABC"), seeds=[1], jobs="auto")
-    behave(a={"summary": took(1000)}, b={"seconds": 0.6}, c={"seconds": 0.6})
+    behave(a={"summary": took(1000)}, b={"seconds": 60, "beside": "c"}, c={"seconds": 60, "beside": "b"})
     assert run_it(path) == []
     a, b, c = times(tmp_path, *"abc")
     assert a[1] < min(b[0], c[0])
@@ -305,7 +311,7 @@ def test_a_run_goes_where_a_gpu_has_room(tmp_path, capsys, free, monkeypatch):
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     path = write_comparison(tmp_path, dict.fromkeys("ABCD"), seeds=[1], jobs=4, gpus=[0, 1])
     finish(made(path)[1]["A", 1], [], computed=took(1000, 20000))
-    behave(b={"seconds": 0.6}, c={"seconds": 0.6})
+    behave(b={"seconds": 60, "beside": "c"}, c={"seconds": 60, "beside": "b"})
     assert run_it(path) == []
     assert [call.split()[3] for call in calls()] == ["1", "1", "1"]
     b, c, d = times(tmp_path, *"bcd")

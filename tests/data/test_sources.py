@@ -624,6 +624,10 @@ def read_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (known / "refs").mkdir(parents=True)
     (known / "refs" / "v1").write_text(ONE)
     (known / "snapshots" / ONE).mkdir(parents=True)
+    # somebody has fetched files of it by themselves, so that the hub's own cache knows of others that are not here
+    listing = {"format_version": 1, "files": {"rows.jsonl": {"size": 9, "blob_id": "0" * 40}}}
+    (known / "trees").mkdir()
+    (known / "trees" / f"{ONE}.json").write_text(json.dumps(listing))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(sources, "snapshot_download", partial(snapshot_download, cache_dir=tmp_path / "hub"))

@@ -536,6 +536,11 @@ def test_settings_that_cannot_work(options: dict[str, Any], message: str) -> Non
     assert KEY not in str(caught.value)
 
 
+def test_settings_in_an_address_are_no_secrets() -> None:
+    address = "https://lagoon.example/v1?api-version=2&max_tokens=5&tokenizer=x"
+    assert Endpoint("keeper", address).url == address
+
+
 def test_patience_and_prices_make_no_other_judge() -> None:
     url = "https://lagoon.example/v1"
     same = {name_plugin(Endpoint("keeper", url, retries=n, price_in=n, requests_per_minute=n)) for n in (1, 2)}

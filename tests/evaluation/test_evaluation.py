@@ -162,6 +162,31 @@ def test_the_task_loss_is_told_of_each_held_out_row(tiny_model, tiny_sets, files
     assert whole["values"]["target"] != whole["values"]["base"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "told", "diverges"),
+    [({"task_loss": False}, False, True), ({"positions": 0}, True, False)],
+    ids=["no task loss", "no divergence"],
+)
+def test_the_task_loss_and_the_divergence_are_asked_for_apart(
+    tiny_model, tiny_sets, files, tmp_path: Path, asked: dict[str, Any], told: bool, diverges: bool
+) -> None:
+    evaluation = settings(files, prompts={"asked": files["asked"]}, judges=[KeywordJudge()], **asked)
+    tiny_fit(tiny_model, tiny_sets, tmp_path, plan=PLAN, loop={"evaluation": evaluation})
+    names = {one["name"] for one in results(tmp_path)["measures"]}
+    assert ("task loss of a row, nats per token" in names) == told
+    assert ("task replies" in results(tmp_path)["divergence"]) == diverges
+
+
+def test_a_held_out_row_that_does_not_fit_is_refused_before_anything_is_trained(
+    tiny_model, tiny_sets, files, tmp_path: Path
+) -> None:
+    sets = {**tiny_sets, "utility_val": files["long"]}
+    evaluation = settings(files, pairs=None)
+    with pytest.raises(ConfigError, match=r"^data.utility_val: row 0 has \d+ tokens, and data.max_tokens holds"):
+        tiny_fit(tiny_model, sets, tmp_path, plan=PLAN, loop={"evaluation": evaluation}, limit_val_batches=0)
+    assert not (tmp_path / "adapters").exists()
+
+
 def test_differences_are_taken_on_the_same_prompts(tested: Path) -> None:
     margin = next(one for one in results(tested)["measures"] if one["name"].startswith("margin of the safe reply"))
     ours, theirs = (np.array(margin["values"][name]) for name in ("target", "sft"))

@@ -77,7 +77,7 @@ def divergence(outcomes: Outcomes, methods: Sequence[str]) -> dict[str, dict[str
 
 
 def divergence_cells(content: Mapping[str, Any]) -> Iterator[list[str]]:
-    """A line for each method that has moved: KL at the first token of each kind of reply, and over all positions."""
+    """A header, and a line for each method of which it is known: KL at the first token, and over all positions."""
     kinds = content["divergence"]
     if not kinds:
         return

@@ -16,7 +16,7 @@ BASE = "base model"
 """What the model before training is called."""
 ORDER = (
     *("harmful compliance", "refusal of harmful", "over-refusal", "right answers", "ROUGE-L", "win rate"),
-    *("margin of the safe", "probability of a refusal"),
+    *("task loss of a row", "margin of the safe", "probability of a refusal"),
 )
 """How the names of measures begin, those of safety first; another one of utility stands beside ROUGE-L."""
 HELD_OUT_BETTER = {"task_loss": "lower", "harmful_loss": "higher", "refusal_loss": "lower"}
@@ -236,7 +236,7 @@ def unlike(outcomes: Outcomes) -> list[str]:
 
 def _computed(summary: Mapping[str, Any]) -> dict[str, str]:
     """What a run says of how it was computed."""
-    own = {what: str(summary[what]) for what in ("precision", "device") if what in summary}
+    own = {what: str(summary[what]) for what in ("precision", "device", "threads") if what in summary}
     return own | {f"version of {name}": str(version) for name, version in summary.get("versions", {}).items()}
 
 

@@ -36,8 +36,8 @@ class _Child:
     slot: int
     process: "subprocess.Popen[bytes]"
     started: float
-    before: str | None
-    """Which evaluation lay there when it began."""
+    before: int | None
+    """When the evaluation that lay there as it began was written."""
 
 
 def run_all(comparison: Comparison, runs: Sequence[Run], held: int) -> list[str]:
@@ -122,7 +122,7 @@ def _start(run: Run, slot: int, settings: Mapping[str, str], held: int) -> _Chil
         for directory in (run.directory, run.log.parent):
             directory.mkdir(parents=True, exist_ok=True)
         command = run.command()
-        before = run.result()
+        before = _written(run)
         if run.state() != "unjudged":  # whose numbers hold until there are others
             run.file("training")
         with run.log.open("a", encoding="utf-8") as log:
@@ -158,12 +158,10 @@ def _close(comparison: Comparison, child: _Child) -> str | None:
         reason = "its settings, or a file that they name, were changed while it ran"
     elif now is not None and now.made_from != run.made_from:
         reason = "what it is asked was changed while it ran: the same command evaluates it, and trains nothing again"
-    elif code and now is not None and run.summary.exists() and (failed := run.failed_judges):
-        if run.result() != child.before:
-            run.file("training", "unjudged")
-        if run.state() == "unjudged":
-            said = "; ".join(f"{judge} has not judged: {why}" for judge, why in failed.items())
-            return f"{run.title}: {said}; the report has what else was measured"
+    elif code and now is not None and run.summary.exists() and _written(run) != child.before and run.failed_judges:
+        run.file("training", "unjudged")
+        said = "; ".join(f"{judge} has not judged: {why}" for judge, why in run.failed_judges.items())
+        return f"{run.title}: {said}; the report has what else was measured"
     elif code == 0 and run.summary.exists() and run.evaluation.exists():
         if now is not None:
             run.file("training", "evaluation")
@@ -171,6 +169,11 @@ def _close(comparison: Comparison, child: _Child) -> str | None:
         reason = "its settings, or a file that they name, cannot be read now, to tell whether they were changed while"
         reason += " it ran: the same command evaluates it again, and trains nothing again"
     return "\n".join([f"{run.title}: {reason}; {run.log} ends in:", *(f"  {line}" for line in _tail(run.log))])
+
+
+def _written(run: Run) -> int | None:
+    """When its evaluation was written, in nanoseconds; what it says may be the same each time."""
+    return run.evaluation.stat().st_mtime_ns if run.evaluation.exists() else None
 
 
 def _tail(log: Path) -> list[str]:

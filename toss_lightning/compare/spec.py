@@ -13,6 +13,7 @@ from toss_lightning.compare.comparison import Comparison, MethodSpec, WinRate
 from toss_lightning.compare.settings import flatten
 from toss_lightning.config_files import find_config, read_config
 from toss_lightning.errors import ConfigError
+from toss_lightning.files import user_path
 
 KEYS = (
     *("run_dir", "configs", "set", "seeds", "jobs", "threads", "gpus"),
@@ -75,7 +76,7 @@ class _Reader:
         most = min(len(gpus) or os.cpu_count() or 1, len(methods) * len(seeds))
         jobs = most if is_auto else self._count("jobs", 1, ", or auto")
         found = Comparison(
-            run_dir=Path(self.content["run_dir"]).expanduser(),
+            run_dir=user_path(self.content["run_dir"]),
             methods=methods,
             baseline=self._named("baseline", methods),
             seeds=seeds,

@@ -100,6 +100,10 @@ def _notes_without_number(content: Content) -> list[str]:
                     f"{name}: {without} of {one['seeds'] + without} runs gave no {measure['title']}: no mean, and no"
                     " test."
                 )
+            elif one and one["seeds"] < len(content["seeds"][name]):
+                found.append(
+                    f"{name}: {measure['title']} is known of {one['seeds']} of {len(content['seeds'][name])} seeds."
+                )
     return found
 
 

@@ -17,7 +17,9 @@ from toss_lightning.evaluation.judges import PairwiseJudge
 from toss_lightning.evaluation.responses import read_responses
 from toss_lightning.evaluation.statistics import t_interval
 from toss_lightning.evaluation.verdicts import Pair, comparing, digest_of_pair, known_outcomes, remember_code
-from toss_lightning.evaluation.win_rates import WORTH
+from toss_lightning.evaluation.win_rates import WORTH, of_win_rate
+
+KEY = "win_rate.judge"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def make_judge(win_rate: WinRate) -> PairwiseJudge:
         problem = explain([("win_rate", given)], {"judge": PairwiseJudge}, {}) or f"win_rate: {one_line(str(error))}"
         raise ConfigError(problem) from error
     except ConfigError as error:
-        raise _of_win_rate(error) from error
+        raise of_win_rate(error, KEY) from error
     return judge
 
 
@@ -59,7 +61,7 @@ def check_judge(win_rate: WinRate) -> None:
     try:
         judge.check()
     except TossError as error:
-        raise _of_win_rate(error) from error
+        raise of_win_rate(error, KEY) from error
     remember_code(judge)
 
 
@@ -80,7 +82,7 @@ def judge_win_rates(comparison: Comparison, runs: Sequence[Run]) -> None:
         for _ in comparing(make_judge(win_rate), pairs, _outcomes_of(comparison), device):
             pass
     except TossError as error:
-        raise _of_win_rate(error) from error
+        raise of_win_rate(error, KEY) from error
 
 
 def measure_win_rates(comparison: Comparison, runs: Sequence[Run]) -> tuple[list[Measured], list[str]]:
@@ -148,11 +150,6 @@ def _matches(win_rate: WinRate, baseline: str, runs: Sequence[Run]) -> Iterator[
 
 def _outcomes_of(comparison: Comparison) -> Path:
     return comparison.run_dir / "cache" / "verdicts"
-
-
-def _of_win_rate(error: TossError) -> TossError:
-    """A judge's complaint, with the key at which it stands here."""
-    return type(error)(str(error).replace("loop.evaluation.judges", "win_rate.judge"))
 
 
 def _interval(values: Sequence[float | None]) -> Mapping[str, float | None]:

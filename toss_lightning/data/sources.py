@@ -233,7 +233,10 @@ def _commit(source: Source) -> str | None:
         return source.revision
     name = source.path.removeprefix(HUB)
     try:
-        folder = snapshot_download(name, repo_type="dataset", revision=source.revision, local_files_only=True)
+        # no file is asked for: others than these may have been read of it, and are not missed
+        folder = snapshot_download(
+            name, repo_type="dataset", revision=source.revision, allow_patterns=[], local_files_only=True
+        )
     except LocalEntryNotFoundError:
         return None
     return Path(folder).name

@@ -1,10 +1,10 @@
 """Which tasks of lm-evaluation-harness are run, and what comes out of them."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from toss_lightning.errors import ConfigError
+from toss_lightning.files import user_path
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LmEval:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{key}.{name}: {value}: give {least} or more")
-        if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
+        if self.include_path is not None and not user_path(self.include_path).is_dir():
             raise ConfigError(f"{key}.include_path: {self.include_path}: no such directory")
 
 

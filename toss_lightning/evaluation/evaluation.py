@@ -24,7 +24,7 @@ from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.replies import Replies
 from toss_lightning.evaluation.verdicts import judging, known_verdicts, remember_code
 from toss_lightning.evaluation.win_rates import WinRates, Wins, compare_all, known_wins
-from toss_lightning.files import cannot_write, make_writable
+from toss_lightning.files import cannot_write, make_writable, user_path
 from toss_lightning.models.adapters import BASE, SLOT
 from toss_lightning.models.generation import Sampling
 from toss_lightning.ranks import on_first_rank
@@ -61,11 +61,16 @@ class Evaluation:
     """Response positions for which the divergence from the base is told; 0 leaves it out, and the passes that it
     costs."""
     task_loss: bool = True
-    """The loss of each held-out row of the task (``data.utility_val``, where it is given) is told; false leaves it out,
-    and the pass that it costs."""
+    """The loss of each held-out row of the task (``data.utility_val``, or what ``data.holdout`` takes) is told, where
+    there are any; false leaves it out, and the pass that it costs."""
     cache: str | None = None
     """Directory of replies, readings, verdicts and answers to tasks, to be shared by runs; that of the run by
     default."""
+
+    @property
+    def reads_the_task(self) -> bool:
+        """Held-out rows of the task are read, where there are any."""
+        return self.task_loss or (bool(self.positions) and self.pairs is not None)
 
     def check(self) -> None:
         """Refuses settings that cannot work.
@@ -97,7 +102,7 @@ class Findings:
         benign: adapter -> what it says of the held-out replies of the task, where the divergence is taken.
         task: adapter -> mean token loss of each held-out row of the task; shape ``[R]`` float64, nats.
         task_rows: which rows these are.
-        wins: which replies a judge prefers, where one compares, known on the first rank alone.
+        wins: which replies a judge prefers, where one compares.
         failed: judge that could not read everything -> why; it has no verdicts.
         benchmarks: what the adapters answered to tasks of lm_eval, if there are any.
     """
@@ -188,7 +193,7 @@ class Evaluator:
     @property
     def cache(self) -> Path:
         """Where replies, readings, verdicts and answers to tasks are kept."""
-        return Path(self.evaluation.cache).expanduser() if self.evaluation.cache else self.directory
+        return user_path(self.evaluation.cache) if self.evaluation.cache else self.directory
 
     def adapters(self, expected: Sequence[str] | None = None) -> dict[str, Path | None]:
         """What replies: a name -> where its adapter lies, None for the base alone.
@@ -213,7 +218,7 @@ class Evaluator:
             wanted = [BASE, *(name for name in ADAPTERS if name in there)]
         found: dict[str, Path | None] = {}
         for name in wanted:
-            path = own / name if "/" not in name else Path(name).expanduser()
+            path = own / name if "/" not in name else user_path(name)
             if name == BASE:
                 found[BASE] = None
             elif name in (expected or ()):
@@ -267,7 +272,7 @@ class Evaluator:
             if self.evaluation.task_loss and benign:
                 task[name] = read["benign"][name].loss if near else np.zeros(0)
                 if others:
-                    of_others = self._readings.of(others, inside, f"{name} reads the task", divergences=False)
+                    of_others = self._readings.of(others, inside, f"{name} reads the task", False, openings=False)
                     task[name] = np.concatenate([task[name], of_others.loss])
                     between()
             if self.harness is not None:
@@ -322,7 +327,8 @@ class Evaluator:
         problem = self._carry_out(work, between)
         if problem is not None:
             failed[wanted.judge.name] = problem
-        return known_wins(wanted, responses, directory) if problem is None and self.trainer.is_global_zero else None
+            return None
+        return on_first_rank(self.trainer, lambda: known_wins(wanted, responses, directory))
 
     def _carry_out(self, work: Iterator[None], between: Callable[[], None]) -> str | None:
         """Does a judge's work on the first rank; why it could not, for that costs neither replies nor other judges."""

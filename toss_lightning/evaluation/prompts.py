@@ -105,7 +105,7 @@ def _check_source(spec: Source, key: str) -> None:
 
 
 def _rows(spec: Source) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows and where they stand, without columns that hold nothing, as the NaN of a table says too."""
+    """The rows and where they stand, without values that are no number, by which a table says that there is none."""
     for where, row in numbered_rows(spec):
         yield where, {name: value for name, value in row.items() if value == value}
 

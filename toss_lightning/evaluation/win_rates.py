@@ -13,6 +13,7 @@ from toss_lightning.evaluation.records import Response
 from toss_lightning.evaluation.verdicts import Pair, comparing, digest_of_pair, known_outcomes, remember_code
 from toss_lightning.models.adapters import BASE
 
+KEY = "loop.evaluation.win_rate.judge"
 PLAIN = "sft"
 WORTH: dict[Outcome | None, float | None] = {"win": 1.0, "tie": 0.5, "loss": 0.0, None: None}
 """Of an outcome in a win rate; None where an answer was out of form."""
@@ -47,9 +48,9 @@ class WinRates:
             raise ConfigError("loop.evaluation.win_rate: no prompts are asked, so there are no replies to compare")
         try:
             self.judge.check()
+            remember_code(self.judge)
         except TossError as error:
-            raise _of_win_rate(error) from error
-        remember_code(self.judge)
+            raise of_win_rate(error, KEY) from error
 
     def opponent(self, adapters: Sequence[str]) -> str:
         """Whose replies the others' are compared with.
@@ -96,7 +97,7 @@ def compare_all(
     try:
         yield from comparing(wanted.judge, pairs, directory, device)
     except TossError as error:
-        raise _of_win_rate(error) from error
+        raise of_win_rate(error, KEY) from error
 
 
 def known_wins(wanted: WinRates, responses: Mapping[str, Sequence[Response]], directory: Path) -> Wins:
@@ -130,6 +131,11 @@ def _pairs(wanted: WinRates, responses: Mapping[str, Sequence[Response]]) -> dic
     }
 
 
-def _of_win_rate(error: TossError) -> TossError:
-    """A judge's complaint, with the key at which it stands here."""
-    return type(error)(str(error).replace("loop.evaluation.judges", "loop.evaluation.win_rate.judge"))
+def of_win_rate(error: TossError, key: str) -> TossError:
+    """A judge's complaint, with the key at which it stands.
+
+    Args:
+        error: the complaint, which takes it for one of the judges of an evaluation.
+        key: where it stands.
+    """
+    return type(error)(str(error).replace("loop.evaluation.judges", key))

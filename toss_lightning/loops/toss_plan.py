@@ -119,10 +119,7 @@ class TossPlan(PlanLoop):
     def only_test(self) -> set[str]:
         """Leaves out everything but the evaluation of adapters that are there; returns the sets that it reads."""
         self.steps = ["test"]
-        asked = self.evaluation
-        if asked is None:
-            return set()
-        return {"utility_val"} if asked.task_loss or (asked.positions and asked.pairs is not None) else set()
+        return {"utility_val"} if self.evaluation is not None and self.evaluation.reads_the_task else set()
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
@@ -158,7 +155,7 @@ class TossPlan(PlanLoop):
                 self.watch.prepare(self.trainer, self.datamodule.chat, self.datamodule.max_tokens, self.written)
             self._check_given()
             self._check_mixture(plan)
-            self.datamodule.check_fits(self._served(plan), self.module.context)
+        self.datamodule.check_fits(self._served(plan), self.module.context)
         if self.trainer.is_global_zero:
             restore_directory(self.run_dir / "selection")
             for directory in (self.run_dir, self.run_dir / "adapters", self.run_dir / "promoted"):
@@ -206,6 +203,8 @@ class TossPlan(PlanLoop):
         """The sets whose rows go through the model."""
         stages = [step for step in plan.steps if isinstance(step, Stage)]
         served = {stage.set for stage in stages}
+        if "test" in self.steps and self.evaluation is not None and self.evaluation.reads_the_task:
+            served |= {"utility_val"} & {*self.datamodule.sets}
         served |= {beside.set for stage in stages if (beside := self._companions(stage)) is not None}
         if stages and self.trainer.limit_val_batches:
             served |= {*HELD_OUT} & {*self.datamodule.sets}

@@ -120,7 +120,7 @@ class PlanTrainer(Trainer):
 
         Args:
             model: the module.
-            datamodule: the sets; the held-out one of the task is read, where replies to it are.
+            datamodule: the sets; the held-out one of the task is read, unless the evaluation does without.
         """
         loop: Any = self.fit_loop
         sets: Any = datamodule

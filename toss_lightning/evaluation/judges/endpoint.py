@@ -28,7 +28,7 @@ OF_ONE = frozenset({200, 400, 403, 413, 422})
 TRIVIAL: list[Turn] = [{"role": "user", "content": "Say yes."}]
 ADVICE = {200: "check url and model", 400: "check model, max_tokens and extra", 404: "check url and model"}
 OPENAI = "api.openai.com"
-SECRET = re.compile(r"key|token|secret|passw|signature|^sig$|^auth", re.IGNORECASE)
+SECRET = re.compile(r"(^|[-_.])(key|token|secret|sig|signature|auth)$|apikey|passw", re.IGNORECASE)
 """Of a name in an address's query: what it gives is nobody else's business."""
 
 
