@@ -146,6 +146,11 @@ def sweep_abandoned(directory: Path, pattern: str) -> None:
                 shutil.rmtree(path)
 
 
+def digest_of(text: str) -> str:
+    """Identifies a text."""
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
 def digest_of_file(name: str | Path) -> str:
     """Identifies a file's content."""
     path = user_path(name)

@@ -43,7 +43,7 @@ from report import page, short_page
 from rows import SHARE, SHARES, SIZES, check_apart, count_rows, differing, write_prompts, write_rows
 from tables import asked, read
 
-from toss_lightning.data.scoring import digest_of
+from toss_lightning.files import digest_of
 from toss_lightning.models.base import Base, resolve
 
 BUNDLED = "bundled:smollm2-135m-instruct"

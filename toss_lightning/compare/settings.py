@@ -5,7 +5,6 @@ from other settings, and in which settings methods differ.
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from toss_lightning.errors import ConfigError
-from toss_lightning.files import digest_of_file
+from toss_lightning.files import digest_of, digest_of_file
 
 DEFAULT_PLAN = ("utility", "degraded", "score", "select", "target")
 """The plan where no file names one; that of the loop."""
@@ -91,7 +90,7 @@ def fingerprint(overlays: Sequence[Flat], plan: Sequence[str], seed: int) -> dic
                         f"{key}: {error.filename or value}: cannot be read ({error.strerror}): give a file that can be"
                         " read"
                     ) from error
-    return {part: _digest(json.dumps(facts, default=str)) for part, facts in parts.items()}
+    return {part: digest_of(json.dumps(facts, default=str)) for part, facts in parts.items()}
 
 
 def given(methods: Mapping[str, Sequence[Flat]]) -> list[str]:
@@ -178,7 +177,3 @@ def _is_file(name: str) -> bool:
         if error.errno == errno.ENAMETOOLONG:
             return False
         raise
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

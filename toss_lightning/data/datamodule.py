@@ -13,12 +13,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from toss_lightning.data.batching import BatchLoader, PassBatches, StepBatches, StepPlan, plan_pass, plan_steps
 from toss_lightning.data.mixtures import Mixture
 from toss_lightning.data.rowset import Overlong, RowSet, load_rows, warn_of_rows
-from toss_lightning.data.scoring import Scoring, digest_of
+from toss_lightning.data.scoring import Scoring
 from toss_lightning.data.sources import Source
 from toss_lightning.data.stages import Companions, StageRows, Values, beside, name_rows_of
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import ConfigError, DataError
-from toss_lightning.files import user_path
+from toss_lightning.files import digest_of, user_path
 from toss_lightning.identity import identify
 from toss_lightning.seeds import global_seed
 

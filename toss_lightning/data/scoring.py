@@ -1,6 +1,5 @@
 """Fills a store: token losses of a set under adapters, and what selections read of whole rows."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -15,6 +14,7 @@ from toss_lightning.data.batching import BatchLoader, Group, PassBatches, plan_p
 from toss_lightning.data.rowset import RowSet
 from toss_lightning.data.tokenize import TokenizedRow
 from toss_lightning.errors import StoreError
+from toss_lightning.files import digest_of
 from toss_lightning.progress import progress_bar, say
 from toss_lightning.scores.writer import ROW_SCHEMA, ScoreWriter
 
@@ -176,11 +176,6 @@ class Scoring:
         # each row was embedded on one rank, and is 0 on the others
         whole: np.ndarray = self.strategy.reduce(found, reduce_op="sum").cpu().numpy()
         return whole
-
-
-def digest_of(text: str) -> str:
-    """A short hash of a text."""
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 def _filled(groups: Sequence[Group], count: int) -> list[Group]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Trainer
 
-from toss_lightning.data.scoring import digest_of
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import ConfigError, StoreError, TossError
@@ -24,7 +23,7 @@ from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.replies import Replies
 from toss_lightning.evaluation.verdicts import judging, known_verdicts, remember_code
 from toss_lightning.evaluation.win_rates import WinRates, Wins, compare_all, known_wins
-from toss_lightning.files import cannot_write, make_writable, user_path
+from toss_lightning.files import cannot_write, digest_of, make_writable, user_path
 from toss_lightning.models.adapters import BASE, SLOT
 from toss_lightning.models.generation import Sampling
 from toss_lightning.ranks import on_first_rank

@@ -22,13 +22,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import GenerationConfig
 
-from toss_lightning.data.scoring import digest_of
 from toss_lightning.data.tokenize import ChatTokenizer
 from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation.benchmarks import Benchmarks, Group, LmEval, TaskResult
 from toss_lightning.evaluation.harness_results import read_result, result_text
 from toss_lightning.evaluation.replies import stop_tokens
-from toss_lightning.files import CACHE, user_path, write_text
+from toss_lightning.files import CACHE, digest_of, user_path, write_text
 from toss_lightning.progress import say
 from toss_lightning.ranks import on_first_rank, patience
 

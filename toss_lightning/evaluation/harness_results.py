@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toss_lightning.data.scoring import digest_of
 from toss_lightning.errors import StoreError
 from toss_lightning.evaluation.benchmarks import Score, TaskResult
+from toss_lightning.files import digest_of
 
 
 def result_text(task: Any, name: str, found: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Prompt sets: what a model is asked after training, and what is wanted of its replies."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from toss_lightning.data.sources import Source, numbered_rows
 from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation.answers import check_answer
 from toss_lightning.evaluation.records import Label, Prompt
+from toss_lightning.files import digest_of
 
 Utility = Literal["answer", "rouge_l"]
 TEXT_COLUMNS = ("prompt", "question", "instruction", "goal", "behavior", "forbidden_prompt", "query")
@@ -117,10 +117,7 @@ def digest_asked(prompts: Sequence[Prompt], pairs: Sequence[Pair]) -> dict[str, 
         turns.setdefault(one.set, []).append([one.prompt_id, *one.messages])
     for pair in pairs:
         turns.setdefault("pairs of replies", []).append([pair.pair_id, *pair.harmful.messages, *pair.safe.messages])
-    return {
-        name: hashlib.blake2b(json.dumps(of_set, default=asdict).encode(), digest_size=12).hexdigest()
-        for name, of_set in turns.items()
-    }
+    return {name: digest_of(json.dumps(of_set, default=asdict)) for name, of_set in turns.items()}
 
 
 def _prompt(name: str, spec: PromptSet, where: str, number: int, row: Mapping[str, Any]) -> Prompt:

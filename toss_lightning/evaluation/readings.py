@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Trainer
 
-from toss_lightning.data.scoring import digest_of
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
 from toss_lightning.errors import StoreError
 from toss_lightning.evaluation.likelihood import Reading, measure, opener_tokens, reply_ordinals
-from toss_lightning.files import CACHE, write_json
+from toss_lightning.files import CACHE, digest_of, write_json
 
 FILED = ("loss", "opening", "divergence")
 """What an adapter says, the last where it is taken; which token is which, the rows tell."""

@@ -1,11 +1,11 @@
 """What evaluation hands from step to step: prompts, responses to them, and verdicts on those."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Literal
 
 from toss_lightning.data.formats import Message, in_context
+from toss_lightning.files import digest_of
 
 Label = Literal["harmful", "benign"]
 
@@ -62,7 +62,7 @@ class Response:
         turns = [(turn.role, turn.content) for turn in asked.messages]
         known = [asked.set, asked.prompt_id, turns, asked.label, asked.category, asked.answer, asked.reference]
         content = [*known, asked.context, self.text, self.tokens, self.stopped]
-        return hashlib.blake2b(json.dumps(content).encode(), digest_size=12).hexdigest()
+        return digest_of(json.dumps(content))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Trainer
 
-from toss_lightning.data.scoring import digest_of
 from toss_lightning.data.tokenize import ChatTokenizer
 from toss_lightning.errors import ConfigError, ModelError, StoreError
 from toss_lightning.evaluation.records import Prompt, Response
-from toss_lightning.files import CACHE, write_text
+from toss_lightning.files import CACHE, digest_of, write_text
 from toss_lightning.models.generation import Sampling, generate
 from toss_lightning.progress import progress_bar
 

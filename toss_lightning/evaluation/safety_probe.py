@@ -1,6 +1,5 @@
 """The safety probe: how far an adapter in training is from the base, on harmful requests with two replies to each."""
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -12,6 +11,7 @@ from toss_lightning.data.tokenize import ChatTokenizer
 from toss_lightning.errors import ConfigError
 from toss_lightning.evaluation.likelihood import check_lengths, measure, opener_tokens, reply_rows
 from toss_lightning.evaluation.prompts import load_pairs
+from toss_lightning.files import digest_of
 from toss_lightning.models.sharding import is_sharding
 
 Probed = Literal["sft", "target"]
@@ -109,7 +109,7 @@ class SafetyProber:
 
     def identity(self) -> str:
         """The settings and the tokens that are read, wherever they come from, as text."""
-        digest = hashlib.blake2b("".join(row.ids_hash for row in self._rows).encode(), digest_size=12).hexdigest()
+        digest = digest_of("".join(row.ids_hash for row in self._rows))
         settings = {name: value for name, value in vars(self.settings).items() if name not in ("pairs", "max_pairs")}
         return ", ".join([*(f"{name}={value}" for name, value in settings.items()), f"pairs={digest}"])
 

@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from toss_lightning.data.scoring import digest_of
 from toss_lightning.errors import ModelError, StoreError
 from toss_lightning.evaluation.judges.base import Judge
 from toss_lightning.evaluation.judges.pairwise import Outcome, PairwiseJudge
 from toss_lightning.evaluation.records import Response, Verdict
-from toss_lightning.files import CACHE, digest_of_file, write_text
+from toss_lightning.files import CACHE, digest_of, digest_of_file, write_text
 from toss_lightning.identity import code_of, name_plugin, own, parts_of
 from toss_lightning.progress import progress_bar, say
 

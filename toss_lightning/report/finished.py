@@ -9,10 +9,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from toss_lightning.config_files import read_config
-from toss_lightning.data.scoring import digest_of
 from toss_lightning.errors import ConfigError, ModelError, StoreError
 from toss_lightning.evaluation.responses import read_lines
-from toss_lightning.files import user_path
+from toss_lightning.files import digest_of, user_path
 from toss_lightning.models.base import Base, load_tokenizer
 from toss_lightning.report.summary import NAMES, Summary, read_facts
 from toss_lightning.scores import TokenScores
