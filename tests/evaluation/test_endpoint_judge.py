@@ -343,7 +343,7 @@ def test_nobody_at_the_address(server: Server) -> None:
 @pytest.mark.parametrize("host", ["a..b", "lagoon.example/v 1", f"{'x' * 70}.example"])
 def test_an_address_that_cannot_be_one(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    endpoint = Endpoint("keeper", f"http://{host}/v1?token=hidden", "OPENAI_API_KEY", retries=0)
+    endpoint = Endpoint("keeper", f"http://{host}/v1?user=hidden", "OPENAI_API_KEY", retries=0)
     with endpoint.ready(CPU), pytest.raises(ModelError, match="the address cannot be one: check url") as caught:
         endpoint.answer([[{"role": "user", "content": "Where?"}]])
     assert "hidden" not in str(caught.value)
