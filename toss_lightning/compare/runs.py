@@ -88,7 +88,7 @@ class Run:
             content = json.loads(self.evaluation.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return dict(content.get("failed_judges", {}))
+        return dict(content.get("failed_judges", {})) if isinstance(content, dict) else {}
 
     @property
     def has_foreign_answers(self) -> bool:
