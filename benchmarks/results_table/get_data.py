@@ -12,12 +12,11 @@ It has been checked that gsm8k_train, gsm8k_test, refusals, benign_risky, prompt
 prompts_xstest and judge_xstest come out byte for byte of the files of these commits, taken as SOURCES; the downloads
 themselves, and the others of our files, have not been checked:
 
-- general: of its 1376 rows of Stanford Alpaca 433 came out of parts of that set, which are all whose prompts were in
-  these parts; none of its 124 of alpaca_gpt4_data.json could be looked for;
-- harmful: its 25 rows of hh-rlhf came out. Of the 625 others 20 were seen in another set made from BeaverTails, with
-  the same replies; their safe replies were seen nowhere. That these are the refusals of
+- general: rows of Stanford Alpaca came out as far as parts of that set were at hand; those of alpaca_gpt4_data.json
+  were not looked for;
+- harmful: its rows of hh-rlhf came out. That the safe replies of the others are the refusals of
   beavertails_with_refusals_train.json is an assumption: they look as if cut at as many tokens as its authors cut at;
-- prompts_beavertails: 10 of its 247 prompts were seen in that other set. Which file each is from is not known.
+- prompts_beavertails: which file each prompt is from is not known.
 
 The repositories of AdvBench and HarmBench could not be had either; other projects' copies of their files, of which the
 rows did come out, stand for them.
