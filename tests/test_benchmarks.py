@@ -12,7 +12,8 @@ import pytest
 from tiny import write_rows
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = [*sorted((ROOT / "benchmarks").glob("*.py")), ROOT / "benchmarks" / "results_table" / "__main__.py"]
+OF_THE_TABLE = [ROOT / "benchmarks" / "results_table" / name for name in ("__main__.py", "agreement.py")]
+PROGRAMS = [*sorted((ROOT / "benchmarks").glob("*.py")), *OF_THE_TABLE]
 IMPORT = """
 import json, pathlib, runpy, sys, traceback
 failed = {}

@@ -1,15 +1,15 @@
 """The results table: which method keeps a fine-tuned model safe, and what it costs of the task.
 
     python benchmarks/results_table --data DIR [--work WORK] [--seeds 1 2 3] [--jobs 2] [--only NAME ...]
-        [--base MODEL] [--size medium] [--reference-epochs 2] [--dtype auto]
+        [--base MODEL] [--size medium] [--reference-epochs 2] [--dtype auto] [--name NAME]
 
 DIR holds gsm8k_train.jsonl, gsm8k_test.jsonl, general.jsonl, harmful.jsonl, refusals.jsonl, benign_risky.jsonl and
 prompts_*.jsonl; `get_data.py --to DIR` makes them of public sets, docs/results.md says what a row holds, data.sha256
 whether they are those of the committed pages. The bundled model is aligned first (`align.py`), for it comes without
-safety to lose; another base is taken as it is. WORK is runs/results_table; another --base, --size, --reference-epochs
-and --dtype have one of their own. Then, for each seed, references are trained on rows of their own and score each
-custom set once; and each comparison of this folder is run by ``toss compare``: methods x seeds, resumable, on rows that
-`rows.py` deals out. What is done is not done again.
+safety to lose; another base is taken as it is. WORK is runs/results_table; another --base, --size, --reference-epochs,
+--dtype and --name have one of their own. Then, for each seed, references are trained on rows of their own and score
+each custom set once; and each comparison of this folder is run by ``toss compare``: methods x seeds, resumable, on rows
+that `rows.py` deals out. What is done is not done again.
 
 - main: all methods on a custom set of which a fifth is harmful;
 - ablations: settings of TOSS, on the validation split;
@@ -24,6 +24,7 @@ name; with --report, from what is there.
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -206,10 +207,13 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="medium", help="rows of everything")
     parser.add_argument("--reference-epochs", type=int, default=EPOCHS, metavar="N", help="passes over their rows")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="what is computed in; see model.base.dtype")
+    parser.add_argument("--name", default="", help="of the pages and of WORK, to do the same once more")
     parser.add_argument("--report", action="store_true", help="run nothing")
     args = parser.parse_args()
+    if not re.fullmatch(r"[\w-]*", args.name):
+        parser.error(f"--name: {args.name!r} becomes part of file names: give letters, digits, _ and - alone")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    settings = (args.seeds, args.base, args.size, threads, args.reference_epochs, args.dtype)
+    settings = (args.seeds, args.base, args.size, threads, args.reference_epochs, args.dtype, args.name)
     experiment = Experiment((args.work or Path("runs")).resolve(), *settings)
     if args.work is None:
         experiment = replace(experiment, work=experiment.work / experiment.page("").stem)

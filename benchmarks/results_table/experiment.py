@@ -38,6 +38,8 @@ class Experiment:
     """Passes of the references over their rows."""
     dtype: str = "auto"
     """What is computed in, as ``model.base.dtype`` takes it."""
+    label: str = ""
+    """Of the pages, where the same is done once more, such as on another machine."""
 
     @property
     def rows(self) -> Size:
@@ -47,11 +49,12 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """What differs from the usual: another base, size, and so on."""
+        """What differs from the usual, another base, size, and so on, and what it is called."""
         parts = [Path(self.base).stem] if self.base else []
         parts += [self.size] if self.size != "medium" else []
         parts += [f"epochs-{self.epochs}"] if self.epochs != EPOCHS else []
         parts += [self.dtype] if self.dtype != "auto" else []
+        parts += [self.label] if self.label else []
         return "_".join(parts)
 
     @property
@@ -61,6 +64,7 @@ class Experiment:
         other += [f"--size {self.size}"] if self.size != "medium" else []
         other += [f"--reference-epochs {self.epochs}"] if self.epochs != EPOCHS else []
         other += [f"--dtype {self.dtype}"] if self.dtype != "auto" else []
+        other += [f"--name {self.label}"] if self.label else []
         return " ".join(
             ["python benchmarks/results_table --data DIR", f"--seeds {' '.join(map(str, self.seeds))}", *other]
         )
