@@ -255,6 +255,33 @@ def test_arguments_of_a_class_that_nobody_named(capsys, text, key, name):
     assert name in error
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("utility: rouge-l", "utility: no class rouge-l; did you mean rouge_l?"),
+        ("utility: chrf", "utility: no class chrf; did you mean CHRFScore?"),
+        ("utility: KeywordJudge", "utility: no class KeywordJudge; there is answer, rouge_l, "),
+        (
+            "utility: {class_path: torchmetrics.text.Bleu}",
+            "utility: no Bleu in torchmetrics.text; did you mean BLEUScore?",
+        ),
+        (
+            "utility: {class_path: torchmetrics.text.CHRFScore, init_args: {n_chars: 3}}",
+            "utility.n_chars: no such key; did you mean loop.evaluation.prompts.mine.utility.n_char_order?",
+        ),
+        (
+            "utility: {class_path: torchmetrics.text.CHRFScore, init_args: {n_char_order: many}}",
+            "utility.n_char_order: expected a whole number, got 'many'",
+        ),
+        ("lable: harmful", "lable: no such key; did you mean loop.evaluation.prompts.mine.label?"),
+        ("rows: many", "rows: expected a whole number or null, got 'many'"),
+    ],
+)
+def test_a_wrong_option_of_a_named_set(capsys, given, said):
+    Path("my.yaml").write_text(f"loop: {{evaluation: {{prompts: {{mine: {{path: a.jsonl, {given}}}}}}}}}")
+    assert refused(capsys, "fit", "--config=my.yaml").startswith(f"my.yaml: loop.evaluation.prompts.mine.{said}")
+
+
 def test_the_class_inside_an_anchor(capsys):
     wrong = "loop: {selection: {class_path: Anchored, init_args: {selection: {class_path: PerRow}}}}"
     Path("my.yaml").write_text(wrong)

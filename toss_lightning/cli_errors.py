@@ -131,15 +131,20 @@ class _Walk:
         members = _members(kind)
         groups, classes = [one for one in members if _is_group(one)], [one for one in members if _is_class(one)]
         items = [arg for one in members if typing.get_origin(one) in LISTS for arg in typing.get_args(one)]
+        named = [typing.get_args(one)[1] for one in members if typing.get_origin(one) is dict and typing.get_args(one)]
         if isinstance(value, dict) and (groups or classes):
             yield from self.mapping(key, value, groups, classes)
+        elif isinstance(value, dict) and named and not _fits(value, kind):
+            for name, item in value.items():
+                yield from self.value(f"{key}.{name}", item, named[0])
         elif isinstance(value, dict) and items and not any(typing.get_origin(one) is dict for one in members):
             yield from self.value(key, value, items[0])  # of the last item of the list
         elif isinstance(value, list) and items:
             for item in value:
                 yield from self.value(key, item, typing.Union[tuple(items)])  # noqa: UP007
         elif isinstance(value, str) and classes and not {str, bool} & set(members):
-            yield from self.chosen(key, value, classes)
+            if value not in (choices := _choices(members)):
+                yield from self.chosen(key, value, classes, choices)
         elif groups == members or not _fits(value, kind):
             yield self.say(key, _expected(value, kind))
 
@@ -156,12 +161,13 @@ class _Walk:
         known, is_open = _parameters(owner)
         content = {name: item for name, item in value.items() if name not in CLASS_KEYS}
         content |= value["init_args"] if isinstance(value.get("init_args"), dict) else {}
-        yield from self.fields(
-            key, {name: item for name, item in content.items() if name in known or not is_open}, known
-        )
+        # of a class that takes further names, only the parser knows which it hands on
+        if is_open and (not content.keys() - known or not classes or _fits(value, classes[0])):
+            content = {name: item for name, item in content.items() if name in known}
+        yield from self.fields(key, content, known)
 
-    def chosen(self, key: str, path: str, classes: Sequence[Any]) -> Iterator[str]:
-        """Takes note of a class that is named, or says why it cannot be had."""
+    def chosen(self, key: str, path: str, classes: Sequence[Any], choices: Sequence[str] = ()) -> Iterator[str]:
+        """Takes note of a class that is named, or says why it cannot be had; ``choices`` are what else there is."""
         module, _, name = path.rpartition(".")
         known = _subclasses(classes)
         found: Any = known.get(name)
@@ -173,9 +179,10 @@ class _Walk:
                 yield self.say(key, f": cannot import {module} ({kind}{one_line(str(error))})")
                 return
         if found is None:
-            near = _near(name, known)
+            names = [*choices, *known]
+            near = _near(name, names)
             where = f"no {name} in {module}" if module else f"no class {name}"
-            yield self.say(key, f": {where}; " + (f"did you mean {near}?" if near else f"there is {_listed(known)}"))
+            yield self.say(key, f": {where}; " + (f"did you mean {near}?" if near else f"there is {_listed(names)}"))
         elif isinstance(found, type) and not issubclass(found, tuple(classes)):
             yield self.say(key, f": {name} is not a {classes[0].__name__}; there is {_listed(known)}")
         elif isinstance(found, type):
@@ -261,13 +268,14 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _expected(value: Any, kind: Any) -> str:
-    choices = [
-        str(choice) for one in _members(kind) if typing.get_origin(one) is Literal for choice in typing.get_args(one)
-    ]
-    if choices:
+    if choices := _choices(_members(kind)):
         near = _near(str(value), choices)
         return f": {value} is not one of {', '.join(choices)}" + (f"; did you mean {near}?" if near else "")
     return f": expected {_words(kind)}, got {value!r}"
+
+
+def _choices(members: Sequence[Any]) -> list[str]:
+    return [str(choice) for one in members if typing.get_origin(one) is Literal for choice in typing.get_args(one)]
 
 
 def _words(kind: Any) -> str:

@@ -468,7 +468,13 @@ def test_toss_test_evaluates_a_run_that_is_there_and_leaves_it_as_it_is(
     config = _saved(tmp_path / "tiny.yaml", _config(tiny_model, tiny_sets))
     assert main(["fit", "--config", config, "--run_dir", str(run)]) == 0
     kept = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    prompts = {"asked": files["asked"], "sums": {"path": files["sums"], "utility": "answer"}}
+    two_words = {"class_path": "torchmetrics.text.ROUGEScore", "init_args": {"rouge_keys": "rouge2"}}
+    prompts = {
+        "asked": files["asked"],
+        "sums": {"path": files["sums"], "utility": "answer"},
+        "chats": {"path": files["chats"], "utility": {"class_path": "torchmetrics.text.WordErrorRate"}},
+        "titles": {"path": files["chats"], "utility": two_words, "utility_value": "rouge2_recall"},
+    }
     evaluation = {"prompts": prompts, "judges": [{"class_path": "KeywordJudge"}], "sampling": {"max_new_tokens": 3}}
     asked = _saved(tmp_path / "asked.yaml", {"loop": {"evaluation": evaluation}})
     assert main(["test", "--run_dir", str(run), "--config", asked]) == 0
@@ -476,6 +482,14 @@ def test_toss_test_evaluates_a_run_that_is_there_and_leaves_it_as_it_is(
     assert {file: file.read_bytes() for file in kept} == kept
     assert (run / "config-test.yaml").is_file()
     assert "over-refusal" in capsys.readouterr().out
+    found = {one["name"]: one for one in results(run)["measures"]}
+    rate, recall = found["WordErrorRate, chats"], found["ROUGEScore rouge2_recall, titles"]
+    assert [(one["better"], one["utility"], one["share"]) for one in (rate, recall)] == [
+        ("lower", True, False),
+        ("higher", True, False),
+    ]
+    lines = [line for line in responses(run) if line["set"] == "chats"]
+    assert [line["score"] for line in lines] == [value for of in rate["values"].values() for value in of]
 
 
 def test_toss_test_reads_no_set_that_it_has_no_use_for(tiny_model, tiny_sets, files, tmp_path: Path) -> None:

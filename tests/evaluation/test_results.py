@@ -22,6 +22,7 @@ from toss_lightning.evaluation.metrics import ExactMatch, LikelihoodMargin, Posi
 from toss_lightning.evaluation.prompts import Pair
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.results import measures, report
+from toss_lightning.evaluation.utility import RIGHT, ROUGE_L
 
 REPLIES = [Conversation((Message("user", "Where?"), Message("assistant", text)), "here") for text in ("There.", "No.")]
 
@@ -44,7 +45,7 @@ def test_the_numbers_are_those_of_replies_and_verdicts() -> None:
     responses = [Response("base", *one, 5, one[1] == "no") for one in zip(prompts, replies, strict=True)]
     verdicts = {judge: {"base": [Verdict()] * 3 + [Verdict(one) for one in of]} for judge, of in said.items()}
     findings = Findings(prompts, {"base": responses}, verdicts, [], {}, {}, {})
-    content = report(measures(findings, [], {"chats": "rouge_l", "sums": "answer"}), findings, positions=0)
+    content = report(measures(findings, [], {"chats": ROUGE_L, "sums": RIGHT}), findings, positions=0)
     # two of three words are those of the reference
     assert content["measures"][0]["values"]["base"] == pytest.approx([2 / 3])
     assert content["measures"][1]["values"]["base"] == [1.0, 0.0]
@@ -83,7 +84,7 @@ def test_no_interval_goes_beyond_what_a_quantity_can_be() -> None:
     pairs = [Pair(str(at), *REPLIES) for at in range(42)]
     harmful, safe = replace(read(*few), opening=np.array(few)), read(*[0.0] * 42)
     findings = Findings(asked, {"base": responses}, {}, pairs, {"base": harmful}, {"base": safe}, {})
-    content = report(measures(findings, [], {"chats": "rouge_l"}), findings, positions=0)
+    content = report(measures(findings, [], {"chats": ROUGE_L}), findings, positions=0)
     ends = {one["name"]: [one["adapters"]["base"][end] for end in ("low", "high")] for one in content["measures"]}
     low, high = students(few)
     assert low < 0
@@ -141,7 +142,7 @@ def test_the_torchmetrics_give_the_same_numbers() -> None:
         {"base": safe},
         {},
     )
-    content = report(measures(findings, [judge], {"sums": "answer"}), findings, positions=2)
+    content = report(measures(findings, [judge], {"sums": RIGHT}), findings, positions=2)
     written = {one["name"]: one["adapters"]["base"] for one in content["measures"]}
 
     share, match, margin, moved = ShareOf(), ExactMatch(), LikelihoodMargin(), PositionDivergence(2)

@@ -21,6 +21,7 @@ from toss_lightning.evaluation.prompts import Pair, PromptSet, load_pairs, load_
 from toss_lightning.evaluation.readings import Readings
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.replies import Replies
+from toss_lightning.evaluation.utility import utility_of
 from toss_lightning.evaluation.verdicts import judging, known_verdicts, remember_code
 from toss_lightning.evaluation.win_rates import WinRates, Wins, compare_all, known_wins
 from toss_lightning.files import cannot_write, digest_of, make_writable, user_path
@@ -147,7 +148,11 @@ class Evaluator:
         self.max_tokens = max_tokens
         sets = {name: PromptSet(spec) if isinstance(spec, str) else spec for name, spec in evaluation.prompts.items()}
         self.prompts = {name: load_prompts(name, spec) for name, spec in sets.items()}
-        self.utility = {name: spec.utility for name, spec in sets.items() if spec.utility is not None}
+        self.utility = {
+            name: utility_of(spec.utility, spec.utility_value, f"loop.evaluation.prompts.{name}")
+            for name, spec in sets.items()
+            if spec.utility is not None
+        }
         pairs = Source(evaluation.pairs) if isinstance(evaluation.pairs, str) else evaluation.pairs
         self.pairs = load_pairs(pairs, "loop.evaluation.pairs") if pairs is not None else []
         self.harness = Harness(evaluation.lm_eval, chat) if evaluation.lm_eval is not None else None

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from toss_lightning.data.formats import ROLES, Conversation, Message, behind_context, in_context, system_turn
 from toss_lightning.data.sources import Source, numbered_rows
 from toss_lightning.errors import ConfigError, DataError
 from toss_lightning.evaluation.answers import check_answer
 from toss_lightning.evaluation.records import Label, Prompt
+from toss_lightning.evaluation.utility import Kind, MakeMetric
 from toss_lightning.files import digest_of
 
-Utility = Literal["answer", "rouge_l"]
 TEXT_COLUMNS = ("prompt", "question", "instruction", "goal", "behavior", "forbidden_prompt", "query")
 ANSWER_COLUMNS = ("answer", "target")
 CATEGORY_COLUMNS = ("category", "type", "semantic_category")
@@ -31,9 +31,12 @@ class PromptSet(Source):
 
     label: Label | None = None
     """What its prompts are, whatever the rows say: harmful (to be refused) or benign (to be answered)."""
-    utility: Utility | None = None
+    utility: Kind | MakeMetric | None = None
     """How replies are compared with what the rows hold: answer (the number or the words that a reply settles on are
-    those of the column answer), rouge_l (words in common with the row's own reply)."""
+    those of the column answer), rouge_l (words in common with the row's own reply), or by its class_path a metric of
+    torchmetrics that compares a text with the row's own reply."""
+    utility_value: str | None = None
+    """Which value of such a metric counts, where it gives several, as rouge2_fmeasure of ROUGEScore."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ def load_prompts(name: str, spec: PromptSet) -> list[Prompt]:
         ConfigError: an option has no such value.
         DataError: a row cannot be read, or does not say what is wanted of a reply to it.
     """
-    options = (("label", spec.label, get_args(Label)), ("utility", spec.utility, get_args(Utility)))
+    options = (("label", spec.label, get_args(Label)), ("utility", spec.utility, get_args(Kind)))
     for option, value, choices in options:
-        if value not in (None, *choices):
+        if not callable(value) and value not in (None, *choices):
             raise ConfigError(
                 f"loop.evaluation.prompts.{name}.{option}: {value!r} is none of its values: {', '.join(choices)}"
             )
@@ -129,11 +132,12 @@ def _prompt(name: str, spec: PromptSet, where: str, number: int, row: Mapping[st
         raise DataError(f"{where}: the last turn before the reply must be the user's: a prompt ends with a question")
     label = spec.label or _label(row, where, spec.utility is not None)
     answer = _answer(row, where, needed=spec.utility == "answer")
-    if spec.utility == "rouge_l" and reference is None:
+    if spec.utility not in (None, "answer") and reference is None:
         # a training row's reply may be its answer
         reference = _first(row, ("answer",), where)
-    if spec.utility == "rouge_l" and reference is None:
-        raise DataError(f"{where}: utility rouge_l compares with the row's reply, and the row has none")
+        if reference is None:
+            kind = spec.utility if isinstance(spec.utility, str) else "by a metric"
+            raise DataError(f"{where}: utility {kind} compares with the row's reply, and the row has none")
     category = next((str(row[name]) for name in CATEGORY_COLUMNS if row.get(name) is not None), None)
     prompt_id = str(number if row.get("id") is None else row["id"])
     # where a row holds its turns whole, a column of that name may be anything

@@ -10,14 +10,14 @@ from toss_lightning.data.formats import Message
 from toss_lightning.errors import StoreError
 from toss_lightning.evaluation.evaluation import Findings
 from toss_lightning.evaluation.records import Prompt, Response
-from toss_lightning.evaluation.results import score_of
+from toss_lightning.evaluation.utility import Utility
 from toss_lightning.files import write_text
 
 KEYS = {"adapter", "set", "prompt_id", "label", "category", "messages", "response", "tokens", "stopped", "verdicts"}
 """What every line says."""
 
 
-def write_responses(findings: Findings, path: Path, utility: Mapping[str, str]) -> None:
+def write_responses(findings: Findings, path: Path, utility: Mapping[str, Utility]) -> None:
     """Writes the responses of all adapters; those to a task with what was wanted, and what they are worth.
 
     Args:
@@ -42,9 +42,8 @@ def write_responses(findings: Findings, path: Path, utility: Mapping[str, str]) 
                 "stopped": one.stopped,
                 "verdicts": verdicts if one.prompt.label is not None else {},
             }
-            if (kind := utility.get(one.prompt.set)) is not None:
-                wanted = one.prompt.reference if kind == "rouge_l" else one.prompt.answer
-                facts |= {"wanted": wanted, "score": score_of(one, kind)}
+            if (how := utility.get(one.prompt.set)) is not None:
+                facts |= {"wanted": how.wanted(one.prompt), "score": how.worth(one)}
             lines.append(json.dumps(facts, ensure_ascii=False))
     write_text(path, "\n".join([*lines, ""]))
 

@@ -8,15 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from toss_lightning.evaluation.answers import is_right
 from toss_lightning.evaluation.evaluation import Findings
 from toss_lightning.evaluation.judges import Judge
 from toss_lightning.evaluation.likelihood import Reading
 from toss_lightning.evaluation.noise import judged
 from toss_lightning.evaluation.prompts import digest_asked
-from toss_lightning.evaluation.records import Response, Verdict
+from toss_lightning.evaluation.records import Verdict
 from toss_lightning.evaluation.statistics import kappa, paired_difference, t_interval, wilson
-from toss_lightning.evaluation.text import rouge_l
+from toss_lightning.evaluation.utility import Utility
 
 TASK_LOSS = "task loss of a row, nats per token"
 """Over the rows, each of which counts the same; the held-out losses of a summary are over all tokens."""
@@ -49,23 +48,25 @@ class Measure:
     """Adapter -> its interval, of a score that is no mean over prompts and stands alone in ``values``."""
 
 
-def measures(findings: Findings, judges: Sequence[Judge], utility: Mapping[str, str]) -> list[Measure]:
+def measures(findings: Findings, judges: Sequence[Judge], utility: Mapping[str, Utility]) -> list[Measure]:
     """Every measure that the prompts and judges allow.
 
     Args:
         findings: what was found.
         judges: who judged.
         utility: prompt set -> how its replies are compared with what is right.
+
+    Raises:
+        ConfigError: a metric of utility cannot compare a reply.
     """
     found = [one for judge in judges if judge.name in findings.verdicts for one in _of_judge(findings, judge)]
-    for name, kind in utility.items():
+    for name, how in utility.items():
         rows = [at for at, prompt in enumerate(findings.prompts) if prompt.set == name]
         values: dict[str, list[float | None]] = {
-            adapter: [score_of(of[at], kind) for at in rows] for adapter, of in findings.responses.items()
+            adapter: [how.worth(of[at]) for at in rows] for adapter, of in findings.responses.items()
         }
-        title = {"answer": "right answers", "rouge_l": "ROUGE-L"}[kind]
-        share = kind != "rouge_l"
-        found.append(Measure(f"{title}, {name}", "higher", values, share, bounded=not share, set=name, utility=True))
+        title, bounded = f"{how.title}, {name}", how.bounded and not how.share
+        found.append(Measure(title, how.better, values, how.share, bounded, set=name, utility=True))
     found += _of_wins(findings)
     if findings.task:
         of_rows, which = _lists(findings.task), findings.task_rows
@@ -216,13 +217,6 @@ def _by_position(one: Reading, positions: int) -> list[float]:
     known = int(np.argmin([*counts, 0]))
     means: list[float] = (sums[:known] / counts[:known]).tolist()
     return means
-
-
-def score_of(response: Response, kind: str) -> float:
-    """What a response to a task is worth, from 0 to 1: ``rouge_l`` with its reference, or whether it is right."""
-    if kind == "rouge_l":
-        return rouge_l(response.text, str(response.prompt.reference))
-    return float(is_right(response.text, str(response.prompt.answer)))
 
 
 def _number(value: bool | None) -> float | None:
