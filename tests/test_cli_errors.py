@@ -273,6 +273,10 @@ def test_arguments_of_a_class_that_nobody_named(capsys, text, key, name):
             "utility: {class_path: torchmetrics.text.CHRFScore, init_args: {n_char_order: many}}",
             "utility.n_char_order: expected a whole number, got 'many'",
         ),
+        (
+            "utility: {class_path: torchmetrics.text.CHRFScore, init_args: {sync_on_compute: no, n_char_order: x}}",
+            "utility.n_char_order: expected a whole number, got 'x'",
+        ),
         ("lable: harmful", "lable: no such key; did you mean loop.evaluation.prompts.mine.label?"),
         ("rows: many", "rows: expected a whole number or null, got 'many'"),
     ],
@@ -280,6 +284,19 @@ def test_arguments_of_a_class_that_nobody_named(capsys, text, key, name):
 def test_a_wrong_option_of_a_named_set(capsys, given, said):
     Path("my.yaml").write_text(f"loop: {{evaluation: {{prompts: {{mine: {{path: a.jsonl, {given}}}}}}}}}")
     assert refused(capsys, "fit", "--config=my.yaml").startswith(f"my.yaml: loop.evaluation.prompts.mine.{said}")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{utility: answer}", ".mine.path: not there: give it"),
+        ("null", ": expected keys and values, got {'mine': None}"),
+        ("{path: a, utility: torchmetrics.functional.text.bleu_scor}", ".mine.utility: no bleu_scor in torchmetrics"),
+    ],
+)
+def test_a_named_set_that_is_none(capsys, given, said):
+    Path("my.yaml").write_text(f"loop: {{evaluation: {{prompts: {{mine: {given}}}}}}}")
+    assert refused(capsys, "fit", "--config=my.yaml").startswith(f"my.yaml: loop.evaluation.prompts{said}")
 
 
 def test_the_class_inside_an_anchor(capsys):

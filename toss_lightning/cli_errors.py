@@ -5,6 +5,7 @@ they overlay, along the types of what they configure. Whether one value fits its
 """
 
 import collections.abc
+import copy
 import dataclasses
 import difflib
 import importlib
@@ -135,8 +136,11 @@ class _Walk:
         if isinstance(value, dict) and (groups or classes):
             yield from self.mapping(key, value, groups, classes)
         elif isinstance(value, dict) and named and not _fits(value, kind):
-            for name, item in value.items():
-                yield from self.value(f"{key}.{name}", item, named[0])
+            inner = [one for name, item in value.items() for one in self.value(f"{key}.{name}", item, named[0])]
+            inner = inner or [
+                one for name, item in value.items() for one in self.lacking(f"{key}.{name}", item, named[0])
+            ]
+            yield from inner or [self.say(key, _expected(value, kind))]
         elif isinstance(value, dict) and items and not any(typing.get_origin(one) is dict for one in members):
             yield from self.value(key, value, items[0])  # of the last item of the list
         elif isinstance(value, list) and items:
@@ -161,10 +165,23 @@ class _Walk:
         known, is_open = _parameters(owner)
         content = {name: item for name, item in value.items() if name not in CLASS_KEYS}
         content |= value["init_args"] if isinstance(value.get("init_args"), dict) else {}
-        # of a class that takes further names, only the parser knows which it hands on
-        if is_open and (not content.keys() - known or not classes or _fits(value, classes[0])):
-            content = {name: item for name, item in content.items() if name in known}
-        yield from self.fields(key, content, known)
+        inside = {name: item for name, item in content.items() if name in known}
+        if is_open and classes:
+            # a class that takes further names hands them on, and only the parser knows which there are
+            further = content.keys() - known if not [*self.fields(key, inside, known)] else ()
+            path = {name: value[name] for name in ("class_path",) if name in value}
+            wrong = [name for name in further if not _fits({**path, "init_args": {name: content[name]}}, classes[0])]
+            content = {**inside, **{name: content[name] for name in wrong}}
+        yield from self.fields(key, inside if is_open and not classes else content, known)
+
+    def lacking(self, key: str, value: Any, kind: Any) -> Iterator[str]:
+        """Problems of keys that a dataclass cannot do without."""
+        groups = [one for one in _members(kind) if dataclasses.is_dataclass(one)]
+        for one in (
+            dataclasses.fields(groups[0]) if groups and isinstance(value, dict) and not _fits(value, kind) else ()
+        ):
+            if one.name not in value and one.default is one.default_factory is dataclasses.MISSING:
+                yield self.say(f"{key}.{one.name}", ": not there: give it")
 
     def chosen(self, key: str, path: str, classes: Sequence[Any], choices: Sequence[str] = ()) -> Iterator[str]:
         """Takes note of a class that is named, or says why it cannot be had; ``choices`` are what else there is."""
@@ -179,7 +196,7 @@ class _Walk:
                 yield self.say(key, f": cannot import {module} ({kind}{one_line(str(error))})")
                 return
         if found is None:
-            names = [*choices, *known]
+            names = [*([] if module else choices), *known]
             near = _near(name, names)
             where = f"no {name} in {module}" if module else f"no class {name}"
             yield self.say(key, f": {where}; " + (f"did you mean {near}?" if near else f"there is {_listed(names)}"))
@@ -261,7 +278,7 @@ def _fits(value: Any, kind: Any) -> bool:
     except ValueError:
         return True
     try:
-        parser.parse_object({"value": value})
+        parser.parse_object({"value": copy.deepcopy(value)})  # which it fills in
     except (ArgumentError, TypeError, ValueError):
         return False
     return True

@@ -212,6 +212,8 @@ def main() -> None:
     args = parser.parse_args()
     if not re.fullmatch(r"[\w-]*", args.name):
         parser.error(f"--name: {args.name!r} becomes part of file names: give letters, digits, _ and - alone")
+    if args.name in (*PARTS, *SIZES, *DTYPES, "short"):
+        parser.error(f"--name: {args.name} is part of the names of other pages: give another")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     settings = (args.seeds, args.base, args.size, threads, args.reference_epochs, args.dtype, args.name)
     experiment = Experiment((args.work or Path("runs")).resolve(), *settings)

@@ -184,6 +184,12 @@ def test_an_option_without_such_a_value(tmp_path: Path) -> None:
         load_prompts("mine", PromptSet(path, utility="bleu"))  # type: ignore[arg-type]
 
 
+def test_a_value_of_no_utility_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "How?", "label": "benign"})
+    with pytest.raises(ConfigError, match=r"mine.utility_value: rouge2_recall: there is no utility that it is of"):
+        load_prompts("mine", PromptSet(path, utility_value="rouge2_recall"))
+
+
 def test_broken_json_is_named_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "How?", "label": "benign"}\n{"prompt": \n')

@@ -64,7 +64,11 @@ def test_every_metric_of_two_texts_can_be_named(kind: type[torchmetrics.Metric])
     assert right > near >= wrong if how.better == "higher" else right < near <= wrong
     if how.bounded:
         assert wrong >= 0
-        assert right <= 1 + 1e-6
+        assert right <= 1
+    # nothing said is no good reply
+    silent = how.worth(response(" \n"))
+    assert silent is not None
+    assert silent < near if how.better == "higher" else silent > near
 
 
 def test_a_worth_is_that_of_the_reply_alone() -> None:
@@ -103,6 +107,22 @@ class Shy(WordErrorRate):
         self.errors *= math.nan if preds == ["no idea"] else 1
 
 
+def test_a_reply_that_a_metric_fails_on_is_undecided() -> None:
+    how = utility_of(Short, None, KEY)
+    with pytest.warns(UserWarning, match=r"chats\.utility: Short cannot compare the reply 'w w .*too long; it is left"):
+        assert how.worth(response("w " * 50)) is None
+    assert how.worth(response(WANTED)) == 0
+
+
+class Short(WordErrorRate):
+    """As a model that reads no more than so many words."""
+
+    def update(self, preds: Any, target: Any) -> None:
+        if len(preds[0].split()) > 40:
+            raise RuntimeError("too long")
+        super().update(preds, target)
+
+
 class Constant(BLEUScore):
     def compute(self) -> Any:
         return super().compute() * 0
@@ -110,7 +130,7 @@ class Constant(BLEUScore):
 
 class Picky(BLEUScore):
     def update(self, preds: Any, target: Any) -> None:
-        if not preds[0]:
+        if preds[0] == "nothing":
             raise RuntimeError("no reply\nat all")
         super().update(preds, target)
 
@@ -123,11 +143,11 @@ class Several(BLEUScore):
 @pytest.mark.parametrize(
     ("metric", "part", "message"),
     [
-        (SQuAD, None, r"\.utility: SQuAD cannot compare the reply 'a reply of .*' with a text: AttributeError: "),
+        (SQuAD, None, r"\.utility: SQuAD cannot compare the reply 'a text of .*' with a text: AttributeError: "),
         (Perplexity, None, r"\.utility: Perplexity cannot compare the reply"),
         (torchmetrics.MeanSquaredError, None, r"\.utility: MeanSquaredError cannot compare the reply"),
-        (Constant, None, r"\.utility: Constant gives 0.0 for a text and itself, and for another too"),
-        (Picky, None, r"\.utility: Picky cannot compare the reply '' with a text: RuntimeError: no reply$"),
+        (Constant, None, r"\.utility: Constant gives 0.0 for a text and itself, 0.0 for another, 0.0 for none"),
+        (Picky, None, r"\.utility: Picky cannot compare the reply 'nothing' with a text: RuntimeError: no reply$"),
         (Several, None, r"\.utility: Several gives no single number: tensor"),
         (
             partial(ROUGEScore, rouge_keys="rouge2"),
@@ -139,9 +159,9 @@ class Several(BLEUScore):
             "rouge2",
             r"\.utility_value: say which of ROUGEScore's values counts",
         ),
-        (BLEUScore, "bleu", r"\.utility_value: bleu: BLEUScore gives one value: leave the key out"),
+        (BLEUScore, "bleu", r"\.utility_value: bleu: BLEUScore gives one value: leave the key out, or with a run's"),
         (partial(CHRFScore, n_char_order=0), None, r"\.utility: ValueError: Expected argument `n_char_order`"),
-        ("rouge_l", "f", r"\.utility_value: f: rouge_l gives one value: leave the key out"),
+        ("rouge_l", "f", r"\.utility_value: f: rouge_l gives one value: leave the key out, or with a run's"),
     ],
 )
 def test_what_cannot_compare_texts_is_said_before_anything_is_trained(metric: Any, part: Any, message: str) -> None:

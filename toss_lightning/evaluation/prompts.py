@@ -65,6 +65,10 @@ def load_prompts(name: str, spec: PromptSet) -> list[Prompt]:
             raise ConfigError(
                 f"loop.evaluation.prompts.{name}.{option}: {value!r} is none of its values: {', '.join(choices)}"
             )
+    if spec.utility_value is not None and spec.utility is None:
+        raise ConfigError(
+            f"loop.evaluation.prompts.{name}.utility_value: {spec.utility_value}: there is no utility that it is of"
+        )
     _check_source(spec, f"loop.evaluation.prompts.{name}")
     prompts = [_prompt(name, spec, where, number, row) for number, (where, row) in enumerate(_rows(spec))]
     if repeated := len(prompts) - len({prompt.prompt_id for prompt in prompts}):

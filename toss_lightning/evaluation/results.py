@@ -55,9 +55,6 @@ def measures(findings: Findings, judges: Sequence[Judge], utility: Mapping[str, 
         findings: what was found.
         judges: who judged.
         utility: prompt set -> how its replies are compared with what is right.
-
-    Raises:
-        ConfigError: a metric of utility cannot compare a reply.
     """
     found = [one for judge in judges if judge.name in findings.verdicts for one in _of_judge(findings, judge)]
     for name, how in utility.items():

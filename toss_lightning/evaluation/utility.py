@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric
+from torchmetrics.text import BLEUScore, CHRFScore, ROUGEScore, SacreBLEUScore, WordInfoPreserved
 
 from toss_lightning.errors import ConfigError
 from toss_lightning.evaluation.answers import is_right
@@ -13,10 +15,16 @@ from toss_lightning.evaluation.records import Prompt, Response
 from toss_lightning.evaluation.text import rouge_l
 
 Kind = Literal["answer", "rouge_l"]
+NULL = "leave the key out, or with a run's own configuration beneath, set it to null"
 MakeMetric = Callable[[], Metric]
 """A metric of torchmetrics that is yet to be made, for that may take a model."""
-TRIAL, OTHER = "a reply of some more words than four", "nothing"
-"""Texts that a metric has to tell apart before anything is trained."""
+TRIAL = "a text of more words than any metric of this kind reads at once, so that it finds them all again"
+OTHER = "nothing"
+"""Not the same; a metric has to tell them apart before anything is trained."""
+SILENCE = "-"
+"""Stands for an empty reply, which some metrics take for a perfect one, and some for none."""
+BOUNDED = (BLEUScore, CHRFScore, ROUGEScore, SacreBLEUScore, WordInfoPreserved)
+"""Metrics from 0 to 1; the limits that others are drawn between are not theirs."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,7 @@ class Utility:
         return str(getattr(prompt, self.column))
 
     def worth(self, response: Response) -> float | None:
-        """What a response is worth.
-
-        Raises:
-            ConfigError: a metric cannot compare it.
-        """
+        """What a response is worth; None where that cannot be told."""
         return self.compare(response.text, self.wanted(response.prompt))
 
 
@@ -65,20 +69,20 @@ def utility_of(kind: Kind | MakeMetric, part: str | None, key: str) -> Utility:
     """
     if isinstance(kind, str):
         if part is not None:
-            raise ConfigError(f"{key}.utility_value: {part}: {kind} gives one value: leave the key out")
+            raise ConfigError(f"{key}.utility_value: {part}: {kind} gives one value: {NULL}")
         return RIGHT if kind == "answer" else ROUGE_L
     try:
         metric = kind()
     except Exception as error:  # a constructor may raise anything, and a model not be there
         raise ConfigError(f"{key}.utility: {_said(error)}") from error
+    metric.dist_sync_on_step = False  # replies are compared on the first process alone
     compare, is_likeness = _comparison(metric, part, key)
     return Utility(
         type(metric).__name__ if part is None else f"{type(metric).__name__} {part}",
         "reference",
         compare,
         better="higher" if is_likeness else "lower",
-        # an error rate that is drawn up to 1 may lie above
-        bounded=is_likeness and (metric.plot_lower_bound, metric.plot_upper_bound) == (0.0, 1.0),
+        bounded=isinstance(metric, BOUNDED),
     )
 
 
@@ -92,13 +96,21 @@ def _comparison(metric: Metric, part: str | None, key: str) -> tuple[Callable[[s
     Raises:
         ConfigError: see :func:`utility_of`.
     """
+    name, problems = type(metric).__name__, []
     for in_list in (False, True):  # some take several texts to compare a reply with, and misread a single one
         compare = _Comparison(metric, part, key, in_list)
-        same, other = compare(TRIAL, TRIAL), compare(OTHER, TRIAL)
-        compare("", TRIAL)  # a model may say nothing
-        if same is not None and other is not None and same != other:
-            return compare, same > other
-    raise ConfigError(f"{key}.utility: {type(metric).__name__} gives {same} for a text and itself, and for another too")
+        try:
+            same, other, silent = (compare.of(reply, TRIAL) for reply in (TRIAL, OTHER, ""))
+        except ConfigError as error:
+            problems.append(error)
+            continue
+        if same is not None and None not in (other, silent) and same not in (other, silent):
+            return compare, same > (other or 0.0)
+        told = ConfigError(
+            f"{key}.utility: {name} gives {same} for a text and itself, {other} for another, {silent} for none"
+        )
+        problems.append(told)
+    raise problems[0]
 
 
 class _Comparison:
@@ -109,21 +121,33 @@ class _Comparison:
         self._known: dict[tuple[str, str], float | None] = {}
 
     def __call__(self, reply: str, wanted: str) -> float | None:
+        """What a reply is worth; None, with a warning, where the metric fails on it: that costs no other number."""
         if (reply, wanted) not in self._known:
-            self._known[reply, wanted] = self._compare(reply, wanted)
+            try:
+                self._known[reply, wanted] = self.of(reply, wanted)
+            except ConfigError as error:
+                self._known[reply, wanted] = None
+                rank_zero_warn(f"{error}; it is left undecided")
         return self._known[reply, wanted]
 
-    def _compare(self, reply: str, wanted: str) -> float | None:
+    def of(self, reply: str, wanted: str) -> float | None:
+        """The value for a reply, None where it is no number.
+
+        Raises:
+            ConfigError: the metric fails, or gives something else.
+        """
         name = type(self._metric).__name__
         try:
-            # forward, which sums nothing up over processes: replies are compared on the first one alone
-            found = self._metric([reply], [[wanted] if self._in_list else wanted])
-            self._metric.reset()
+            found = self._metric([reply if reply.strip() else SILENCE], [[wanted] if self._in_list else wanted])
         except Exception as error:  # a metric that is no metric of texts may raise anything over them
             said = f"{name} cannot compare the reply {reply[:40]!r} with a text: {_said(error)}"
             raise ConfigError(f"{self._key}.utility: {said}") from error
+        finally:
+            self._metric.reset()
         value = self._one_of(found, name)
-        return value if math.isfinite(value) else None
+        if not math.isfinite(value):
+            return None
+        return min(1.0, max(0.0, value)) if isinstance(self._metric, BOUNDED) else value  # but for rounding
 
     def _one_of(self, found: Any, name: str) -> float:
         if isinstance(found, Mapping):
@@ -131,7 +155,7 @@ class _Comparison:
                 raise ConfigError(f"{self._key}.utility_value: say which of {name}'s values counts: {', '.join(found)}")
             found = found[self._part]
         elif self._part is not None:
-            raise ConfigError(f"{self._key}.utility_value: {self._part}: {name} gives one value: leave the key out")
+            raise ConfigError(f"{self._key}.utility_value: {self._part}: {name} gives one value: {NULL}")
         try:
             return float(found)
         except (TypeError, ValueError, RuntimeError) as error:
