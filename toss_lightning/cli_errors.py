@@ -166,20 +166,19 @@ class _Walk:
         content = {name: item for name, item in value.items() if name not in CLASS_KEYS}
         content |= value["init_args"] if isinstance(value.get("init_args"), dict) else {}
         inside = {name: item for name, item in content.items() if name in known}
-        if is_open and classes:
+        if is_open and classes and not [*self.fields(key, inside, known)]:
             # a class that takes further names hands them on, and only the parser knows which there are
-            further = content.keys() - known if not [*self.fields(key, inside, known)] else ()
-            path = {name: value[name] for name in ("class_path",) if name in value}
-            wrong = [name for name in further if not _fits({**path, "init_args": {name: content[name]}}, classes[0])]
-            content = {**inside, **{name: content[name] for name in wrong}}
-        yield from self.fields(key, inside if is_open and not classes else content, known)
+            named = {name: value[name] for name in ("class_path",) if name in value}
+            further = {n: one for n, one in content.items() if n not in known}
+            inside |= {n: one for n, one in further.items() if not _fits({**named, "init_args": {n: one}}, classes[0])}
+        yield from self.fields(key, inside if is_open else content, known)
 
     def lacking(self, key: str, value: Any, kind: Any) -> Iterator[str]:
         """Problems of keys that a dataclass cannot do without."""
         groups = [one for one in _members(kind) if dataclasses.is_dataclass(one)]
-        for one in (
-            dataclasses.fields(groups[0]) if groups and isinstance(value, dict) and not _fits(value, kind) else ()
-        ):
+        if not groups or not isinstance(value, dict) or _fits(value, kind):
+            return
+        for one in dataclasses.fields(groups[0]):
             if one.name not in value and one.default is one.default_factory is dataclasses.MISSING:
                 yield self.say(f"{key}.{one.name}", ": not there: give it")
 

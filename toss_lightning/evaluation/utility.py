@@ -16,6 +16,7 @@ from toss_lightning.evaluation.text import rouge_l
 
 Kind = Literal["answer", "rouge_l"]
 NULL = "leave the key out, or with a run's own configuration beneath, set it to null"
+"""What to do about a key that says nothing here."""
 MakeMetric = Callable[[], Metric]
 """A metric of torchmetrics that is yet to be made, for that may take a model."""
 TRIAL = "a text of more words than any metric of this kind reads at once, so that it finds them all again"
