@@ -78,3 +78,20 @@ def test_the_short_table_says_what_the_whole_one_says() -> None:
     assert "TOSS" in short
     for method, cells in short.items():
         assert cells == {column: whole[method][column] for column in cells}
+
+
+def test_two_pages_agree_as_far_as_intervals_and_order_say(tmp_path: Path) -> None:
+    column = "refuses harmful prompts ↑"
+    cells = {
+        "first": {"base model": "9% [8%, 10%]", "A": "10% [5%, 15%]", "B": "20% [15%, 25%]", "C": "30% [−1%, 31%]"},
+        "second": {"base model": "1%", "C": "30%", "B": "26%", "A": "15%", "D": "1%"},
+    }
+    for name, rows in cells.items():
+        lines = [f"|  | {column} |", "|---|---|", *(f"| {method} | {cell} |" for method, cell in rows.items())]
+        (tmp_path / name).write_text("\n".join(["# Page", "", *lines, "", "| another |", ""]), encoding="utf-8")
+    code = "import sys; from pathlib import Path; import agreement; print(agreement.page(*map(Path, sys.argv[1:])))"
+    command = [sys.executable, "-c", code, str(tmp_path / "first"), str(tmp_path / "second")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=OF_THE_TABLE[0].parent)
+    assert "Of 3 methods that both have" in done.stdout
+    # B lies outside; 10, 20, 30 and 15, 26, 30 stand in one order
+    assert done.stdout.splitlines()[-2] == f"| {column} | 2 of 3 | 1.000 | B |"

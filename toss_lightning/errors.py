@@ -71,3 +71,8 @@ class Stopped(Exception):
     def __init__(self, signum: int, saved: bool = False) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum, self.saved = signum, saved
+
+
+def first_line(error: Exception) -> str:
+    """What someone else's code failed with, in one line: its kind, and what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'it does not say why').splitlines()[0]}"

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
-from toss_lightning.errors import ConfigError, StoreError, TossError
+from toss_lightning.errors import ConfigError, StoreError, TossError, first_line
 from toss_lightning.evaluation.benchmarks import Benchmarks, LmEval, TaskResult
 from toss_lightning.evaluation.harness import Harness
 from toss_lightning.evaluation.judges import Judge, KeywordJudge
@@ -349,4 +349,4 @@ def _goes_on(work: Iterator[None]) -> bool | str:
     except TossError as error:
         return str(error)
     except Exception as error:  # a judge of one's own may raise anything, and a model run out of memory
-        return f"{type(error).__name__}: {(str(error).strip() or 'it does not say why').splitlines()[0]}"
+        return first_line(error)

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric
 from torchmetrics.text import BLEUScore, CHRFScore, ROUGEScore, SacreBLEUScore, WordInfoPreserved
 
-from toss_lightning.errors import ConfigError
+from toss_lightning.errors import ConfigError, first_line
 from toss_lightning.evaluation.answers import is_right
 from toss_lightning.evaluation.records import Prompt, Response
 from toss_lightning.evaluation.text import rouge_l
@@ -75,7 +75,7 @@ def utility_of(kind: Kind | MakeMetric, part: str | None, key: str) -> Utility:
     try:
         metric = kind()
     except Exception as error:  # a constructor may raise anything, and a model not be there
-        raise ConfigError(f"{key}.utility: {_said(error)}") from error
+        raise ConfigError(f"{key}.utility: {first_line(error)}") from error
     metric.dist_sync_on_step = False  # replies are compared on the first process alone
     compare, is_likeness = _comparison(metric, part, key)
     return Utility(
@@ -85,10 +85,6 @@ def utility_of(kind: Kind | MakeMetric, part: str | None, key: str) -> Utility:
         better="higher" if is_likeness else "lower",
         bounded=isinstance(metric, BOUNDED),
     )
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'it does not say why').splitlines()[0]}"
 
 
 def _comparison(metric: Metric, part: str | None, key: str) -> tuple[Callable[[str, str], float | None], bool]:
@@ -105,12 +101,11 @@ def _comparison(metric: Metric, part: str | None, key: str) -> tuple[Callable[[s
         except ConfigError as error:
             problems.append(error)
             continue
-        if same is not None and None not in (other, silent) and same not in (other, silent):
-            return compare, same > (other or 0.0)
-        told = ConfigError(
-            f"{key}.utility: {name} gives {same} for a text and itself, {other} for another, {silent} for none"
-        )
-        problems.append(told)
+        if same is None or other is None or silent is None or same in (other, silent):
+            told = f"{name} gives {same} for a text and itself, {other} for another, {silent} for none"
+            problems.append(ConfigError(f"{key}.utility: {told}"))
+        else:
+            return compare, same > other
     raise problems[0]
 
 
@@ -141,7 +136,7 @@ class _Comparison:
         try:
             found = self._metric([reply if reply.strip() else SILENCE], [[wanted] if self._in_list else wanted])
         except Exception as error:  # a metric that is no metric of texts may raise anything over them
-            said = f"{name} cannot compare the reply {reply[:40]!r} with a text: {_said(error)}"
+            said = f"{name} cannot compare the reply {reply[:40]!r} with a text: {first_line(error)}"
             raise ConfigError(f"{self._key}.utility: {said}") from error
         finally:
             self._metric.reset()
