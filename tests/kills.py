@@ -1,8 +1,8 @@
 """Processes that are killed at every touch of the disk."""
 
-import subprocess
-import sys
 from pathlib import Path
+
+import programs
 
 PROGRAM = """
 import os, sys
@@ -53,7 +53,7 @@ def killed_everywhere(root: Path, body: str, before: str = "") -> list[Path]:
         The directories: one for each kill, and last that of a run that came to its end.
     """
     root.mkdir()
-    done = subprocess.run([sys.executable, "-c", PROGRAM, root, before, body], capture_output=True, text=True)
+    done = programs.run(["-c", PROGRAM, str(root), before, body])
     assert done.returncode == 0, done.stdout + done.stderr
     found = sorted(root.glob("killed-at-*"))
     assert len(found) > 1, "nothing was touched"

@@ -2,7 +2,7 @@
 
 python tests/method_runs.py RUNS.json
 
-RUNS.json lists the arguments of :func:`method_run`. One start does all of them, for starting takes longest.
+RUNS.json lists the arguments of :func:`method_run`. One start does all of them.
 """
 
 import json
@@ -97,7 +97,7 @@ def method_run(folder: str, method: str, run_dir: str, kill: Sequence[Any] = (),
 
 
 def on_two(runs: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Does all runs on 2 processes, the second of which Lightning starts."""
+    """Does all runs on 2 processes, which find what Lightning tells those that it starts."""
     two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     start(__file__, [{**run, "options": [*run.get("options", []), *two]} for run in runs], folder)
 

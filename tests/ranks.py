@@ -2,19 +2,14 @@
 
 python tests/ranks.py RUNS.json
 
-RUNS.json lists runs, the arguments of :func:`one_run` each. One start does all of them, for starting takes longest.
+RUNS.json lists runs, the arguments of :func:`one_run` each. One start does all of them.
 """
 
 import faulthandler
 import gc
 import json
-import os
-import re
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +20,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from runs import tiny_fit
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
+from two_processes import free_port, side_by_side, start, write_runs
 
 from toss_lightning.loops.checkpoints import newest
 from toss_lightning.scores import ScoreWriter, TokenScores
 from toss_lightning.selection import TokenWeights
 
-PROGRAM = [sys.executable, __file__]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
 PLAN: dict[str, Any] = {
     "loop": {"rounds": 2, "promote": 2, "keep_epoch": "best"},
     "data": {"score_every": 2, "max_tokens": 30},
@@ -120,17 +115,15 @@ def one_run(
 
 def by_lightning(runs: Sequence[dict[str, Any]], folder: Path) -> None:
     """Does all runs on 2 processes, which find what Lightning tells those that it starts."""
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    command = [*PROGRAM, _write(runs, folder)]
-    _start({f"rank-{rank}": (command, {**meet, "LOCAL_RANK": str(rank)}) for rank in range(2)}, folder)
+    start(__file__, runs, folder)
 
 
 def by_torchrun(runs: Sequence[dict[str, Any]], folder: Path) -> None:
     """Does all runs on two "nodes" of one process each, which find each other over the network."""
-    command = [*TORCHRUN, "--master-addr", "127.0.0.1", "--master-port", str(_free_port())]
-    program = [__file__, _write(runs, folder)]
+    command = [*TORCHRUN, "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    program = [__file__, write_runs(runs, folder)]
     nodes = {f"node-{node}": ([*command, "--node-rank", str(node), *program], {}) for node in range(2)}
-    _start(nodes, folder)
+    side_by_side(nodes, folder)
 
 
 def assert_equal(one: Path, other: Path, losses: float, adapters: float) -> None:
@@ -158,57 +151,6 @@ def promoted(run_dir: Path) -> list[list[int]]:
     """The rows that each round promoted."""
     files = sorted((run_dir / "promoted").iterdir())
     return [[row["row_id"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"]] for file in files]
-
-
-def _write(runs: Sequence[dict[str, Any]], folder: Path) -> str:
-    path = folder / "runs.json"
-    path.write_text(json.dumps(list(runs)), encoding="utf-8")
-    return str(path)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
-def _start(commands: Mapping[str, tuple[list[str], dict[str, str]]], folder: Path) -> None:
-    """Runs commands side by side, to their end or to where one of them fails.
-
-    Args:
-        commands: name -> command, and what its environment has besides.
-        folder: where ``NAME.txt`` is put, what each one prints.
-    """
-    logs, started = {name: folder / f"{name}.txt" for name in commands}, {}
-    try:
-        for name, (command, own) in commands.items():
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", **own}
-            with logs[name].open("w", encoding="utf-8") as log:
-                started[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        _wait(list(started.values()))
-        codes = {name: process.poll() for name, process in started.items()}
-    finally:
-        for process in started.values():
-            process.kill()
-    told = (f"{name} ended with {codes[name]}:\n{_where_it_began(log.read_text())}" for name, log in logs.items())
-    assert not any(code != 0 for code in codes.values()), "\n".join(told)
-
-
-def _wait(processes: Sequence[subprocess.Popen[bytes]], most: float = 300, after_a_failure: float = 20) -> None:
-    """Until all have ended; others are given some time once one has failed, to say what they know of it."""
-    until = time.monotonic() + most
-    while time.monotonic() < until and None in (codes := [process.poll() for process in processes]):
-        if any(codes):
-            until = min(until, time.monotonic() + after_a_failure)
-        time.sleep(0.05)
-
-
-def _where_it_began(output: str) -> str:
-    """What surrounds the first failure that a process tells of, or else the last that it says."""
-    first = re.search("Traceback|Fatal Python error|terminate called", output)
-    at = max(0, (first.start() if first else len(output)) - 1000)
-    return output[at : at + 5000]
 
 
 def _part() -> None:

@@ -12,6 +12,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import programs
 import pytest
 import yaml
 from runs import artifacts
@@ -724,26 +725,27 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, tiny_config, monkeypatch):
 
 
 def test_a_terminated_run_says_so_and_goes_on(tiny_config, undisturbed):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "toss_lightning", "fit", "--config", tiny_config, "--run_dir", "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    program = ["-m", "toss_lightning", "fit", "--config", tiny_config, "--run_dir", "run"]
     # every step after the first waits, so that the signal comes in the middle of training
     options = ["--trainer.callbacks+=slow.Slow"]
     Path("slow.py").write_text(SLOW)
-    environment["PYTHONPATH"] += f":{Path.cwd()}"
-    with subprocess.Popen([*program, *options], stderr=subprocess.PIPE, text=True, env=environment) as process:
-        deadline = time.monotonic() + 120
-        while not Path("training").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        said = process.stderr.read()
-        assert process.wait(60) == 143, said
+    environment["PYTHONPATH"] = str(Path.cwd())
+    process = programs.start([*program, *options], Path("out.txt"), Path("err.txt"), environment)
+    deadline = time.monotonic() + 120
+    while not Path("training").exists() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    process.join(60)
+    said = Path("err.txt").read_text()
+    assert process.exitcode == 143, said
     assert said.splitlines()[-1] == (
         "stopped by SIGTERM, with a checkpoint; go on with the same command and --ckpt_path last"
     )
     assert "Traceback" not in said
     assert "target" not in adapters("run")
     assert not list(Path("run").rglob("*.tmp"))
-    done = subprocess.run([*program, "--ckpt_path", "last"], env=environment, capture_output=True, text=True)
+    done = programs.run([*program, "--ckpt_path", "last"], environment)
     assert done.returncode == 0, done.stderr
     assert adapters("run") == undisturbed
 
@@ -758,9 +760,13 @@ def test_the_path_of_a_set_stays_a_path(suffix: str, tmp_path: Path, capsys: pyt
     assert data["custom"] == data["utility"] == str(rows)
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
-    "args", [["--help"], ["methods"], ["compare", "compare/demo", "--dry_run"], ["fit", "--print_config"]]
+    ("args", "unbuffered"),
+    [
+        *((args, unbuffered) for args in (["--help"], ["methods"]) for unbuffered in ("", "1")),
+        (["compare", "compare/demo", "--dry_run"], ""),
+        (["fit", "--print_config"], "1"),
+    ],
 )
 def test_output_that_nobody_reads_any_more_ends_in_no_traceback(args, unbuffered):
     reader, writer = os.pipe()

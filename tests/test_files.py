@@ -1,11 +1,10 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import programs
 import pytest
 from kills import killed_everywhere, tree
 
@@ -314,7 +313,8 @@ for attempt in (lambda: write_text(path / "file", "x" * 30_000), rows, chunk, we
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     script = FULL_DISK.format(tests=str(Path(__file__).parent), path=str(tmp_path))
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    result = programs.run(["-c", script])
+    assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [
         str(tmp_path / name)

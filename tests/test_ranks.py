@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import programs
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -60,7 +61,7 @@ def test_both_have_what_the_first_has_found_hear_what_it_refuses_and_know_what_t
         port = free.getsockname()[1]
     for name in ("shared", "mine", "yours"):
         (tmp_path / name).mkdir()
-    mp.spawn(_one, (port, str(tmp_path)), nprocs=2)
+    mp.start_processes(_one, (port, str(tmp_path)), nprocs=2, start_method=programs.FORKED)
     for rank in range(2):
         told = (tmp_path / str(rank)).read_text().splitlines()
         assert told == ["done by 0", "rows.jsonl:3: no reply: fill it in", "True", "False"]

@@ -2,7 +2,7 @@
 
 python tests/watched.py RUNS.json
 
-RUNS.json lists the arguments of :func:`watched_run`. One start does all of them, for starting takes longest.
+RUNS.json lists the arguments of :func:`watched_run`. One start does all of them.
 """
 
 import json
@@ -256,7 +256,7 @@ def watched_run(model: str, sets: dict[str, str], folder: str, name: str, ranks:
 
 
 def on_two(runs: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Does all runs on 2 processes, the second of which Lightning starts."""
+    """Does all runs on 2 processes, which find what Lightning tells those that it starts."""
     start(__file__, [{**run, "ranks": 2} for run in runs], folder)
 
 

@@ -27,9 +27,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     tiny_fit(
         "bundled:smollm2-135m-instruct",
         {
-            "custom": Source("sample:custom", rows=8),
-            "utility": Source("sample:utility", rows=6),
-            "harmful": Source("sample:harmful", rows=6),
+            "custom": Source("sample:custom", rows=5),
+            "utility": Source("sample:utility", rows=4),
+            "harmful": Source("sample:harmful", rows=4),
             "utility_val": Source("sample:utility_val", rows=2),
             "harmful_val": Source("sample:harmful_val", rows=2),
         },

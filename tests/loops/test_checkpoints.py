@@ -5,13 +5,12 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -155,7 +154,8 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_nothing_else(tiny_model, 
     script = FULL_DISK.format(
         tests=str(Path(__file__).parent.parent), model=tiny_model, sets=tiny_sets, path=str(tmp_path)
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    result = programs.run(["-c", script])
+    assert result.returncode == 0, result.stderr
     directory = tmp_path / "checkpoints"
     assert result.stdout.splitlines()[-1] == (
         f"{directory}/00000004-00-target.ckpt: cannot be written (File too large): free some space or choose another"
@@ -510,9 +510,7 @@ def test_a_slurm_job_that_nears_its_time_limit_is_requeued_with_a_checkpoint(
     # Lightning gives a process of ddp all cores otherwise, and the sums of two threads may round as one thread does not
     environment["OMP_NUM_THREADS"] = "1"
     environment["PATH"] = f"{scontrol.parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        [sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = programs.run([str(program)], environment, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     job = "77_3" if array else "4242"
     assert (tmp_path / "requeued").read_text() == f"requeue {job}\n"

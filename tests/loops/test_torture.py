@@ -1,13 +1,11 @@
 """A run that is killed at any moment and resumed leaves the same bytes as one that was left alone."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 from torture import KINDS
 
@@ -18,9 +16,7 @@ TESTS = Path(__file__).parent.parent
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Kills of a tiny TOSS-Pro run, in a process of its own, since it forks."""
     work = tmp_path_factory.mktemp("kills") / "work"
-    command = [sys.executable, str(TESTS / "torture.py"), str(work), "--each", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=800, check=False)
+    done = programs.run([str(TESTS / "torture.py"), str(work), "--each", "2"], timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

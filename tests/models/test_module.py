@@ -17,7 +17,7 @@ from toss_lightning.loops import TossProLoop, make_trainer
 from toss_lightning.models import Base, Lora, Optim, Schedule, WeightedLoraModule
 from toss_lightning.models.adapters import SLOT
 from toss_lightning.selection import Selection
-from toss_lightning.selection.base import TokenWeights
+from toss_lightning.selection.weights import TokenWeights
 
 
 class RandomWeights(Selection):

@@ -1,9 +1,8 @@
 """Evaluation: every adapter replies to every prompt once, and then any number of judges read."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,18 @@ from lightning.pytorch import Trainer
 
 from toss_lightning.data.sources import Source
 from toss_lightning.data.tokenize import ChatTokenizer, TokenizedRow
-from toss_lightning.errors import ConfigError, StoreError, TossError, first_line
+from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.evaluation.benchmarks import Benchmarks, LmEval, TaskResult
 from toss_lightning.evaluation.harness import Harness
 from toss_lightning.evaluation.judges import Judge, KeywordJudge
 from toss_lightning.evaluation.likelihood import Reading, check_lengths, reply_rows
+from toss_lightning.evaluation.panel import JudgePanel
 from toss_lightning.evaluation.prompts import Pair, PromptSet, load_pairs, load_prompts
 from toss_lightning.evaluation.readings import Readings
 from toss_lightning.evaluation.records import Prompt, Response, Verdict
 from toss_lightning.evaluation.replies import Replies
 from toss_lightning.evaluation.utility import utility_of
-from toss_lightning.evaluation.verdicts import judging, known_verdicts, remember_code
-from toss_lightning.evaluation.win_rates import WinRates, Wins, compare_all, known_wins
+from toss_lightning.evaluation.win_rates import WinRates, Wins
 from toss_lightning.files import cannot_write, digest_of, make_writable, user_path
 from toss_lightning.models.adapters import BASE, SLOT
 from toss_lightning.models.generation import Sampling
@@ -31,8 +30,6 @@ from toss_lightning.ranks import on_first_rank
 
 ADAPTERS = ("sft", "target")
 """Adapters of a run that are evaluated beside the base where none is named."""
-DONE = object()
-"""What a judge that has read everything comes back with."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +154,7 @@ class Evaluator:
         self.pairs = load_pairs(pairs, "loop.evaluation.pairs") if pairs is not None else []
         self.harness = Harness(evaluation.lm_eval, chat) if evaluation.lm_eval is not None else None
         self.judges = [KeywordJudge()] if evaluation.judges is None else list(evaluation.judges)
-        names = [judge.name for judge in self.judges]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"loop.evaluation.judges: {repeated[0]} stands twice: leave one out")
+        self._panel = JudgePanel(self.judges, evaluation.win_rate, trainer, self.cache / "verdicts")
         on_first_rank(trainer, self._check_on_first_rank)
         if self.harness is not None:
             self.harness.prepare(trainer)
@@ -177,11 +172,7 @@ class Evaluator:
         self._readings = Readings(trainer, chat, self.cache / "likelihood", max_tokens)
 
     def _check_on_first_rank(self) -> None:
-        for judge in self.judges:
-            judge.check()
-            remember_code(judge)
-        if self.evaluation.win_rate is not None:
-            self.evaluation.win_rate.check([*self.prompts])
+        self._panel.check([*self.prompts])
         if self.evaluation.cache:
             try:
                 make_writable(self.cache)
@@ -283,70 +274,17 @@ class Evaluator:
                 answers[name] = self.harness.answers(self.trainer, inside, name, self.cache / "lm_eval", between)
         module.bank.reset()
         benchmarks = self.harness.summed_up(answers) if self.harness is not None else None
-        verdicts, failed = self._judge(responses, between)
-        wins = self._compare(responses, failed, between)
+        judged = self._panel.read(responses, between)
         which = digest_of(json.dumps([row.ids_hash for row in benign])) if task else None
         return Findings(
             prompts,
             responses,
-            verdicts,
+            judged.verdicts,
             self.pairs,
             **read,
             task=task,
             task_rows=which,
-            wins=wins,
-            failed=failed,
+            wins=judged.wins,
+            failed=judged.failed,
             benchmarks=benchmarks,
         )
-
-    def _judge(
-        self, responses: Mapping[str, list[Response]], between: Callable[[], None]
-    ) -> tuple[dict[str, dict[str, list[Verdict]]], dict[str, str]]:
-        """What each judge says, known on the first rank alone, where judges read; and why some could not."""
-        found: dict[str, dict[str, list[Verdict]]] = {}
-        failed: dict[str, str] = {}
-        judged = [one for of_adapter in responses.values() for one in of_adapter if one.prompt.label is not None]
-        device, directory = self.trainer.strategy.root_device, self.cache / "verdicts"
-        for judge in self.judges if judged else ():
-            problem = self._carry_out(judging(judge, judged, directory, device), between)
-            if problem is not None:
-                failed[judge.name] = problem
-                continue
-            if self.trainer.is_global_zero:
-                verdicts = iter(known_verdicts(judge, judged, directory))
-                found[judge.name] = {
-                    name: [Verdict() if one.prompt.label is None else next(verdicts) for one in of_adapter]
-                    for name, of_adapter in responses.items()
-                }
-        return found, failed
-
-    def _compare(
-        self, responses: Mapping[str, list[Response]], failed: dict[str, str], between: Callable[[], None]
-    ) -> Wins | None:
-        """Which replies the judge of win rates prefers; a reason is added where it cannot say."""
-        wanted, directory = self.evaluation.win_rate, self.cache / "verdicts"
-        if wanted is None:
-            return None
-        work = compare_all(wanted, responses, directory, self.trainer.strategy.root_device)
-        problem = self._carry_out(work, between)
-        if problem is not None:
-            failed[wanted.judge.name] = problem
-            return None
-        return on_first_rank(self.trainer, lambda: known_wins(wanted, responses, directory))
-
-    def _carry_out(self, work: Iterator[None], between: Callable[[], None]) -> str | None:
-        """Does a judge's work on the first rank; why it could not, for that costs neither replies nor other judges."""
-        # the others hear of every part, for who waits too long in one place is taken for dead
-        while (said := on_first_rank(self.trainer, partial(_goes_on, work))) is True:
-            between()
-        return said if isinstance(said, str) else None
-
-
-def _goes_on(work: Iterator[None]) -> bool | str:
-    """Does the next part of a judge's work; whether there was one, or why it cannot be done."""
-    try:
-        return next(work, DONE) is not DONE
-    except TossError as error:
-        return str(error)
-    except Exception as error:  # a judge of one's own may raise anything, and a model run out of memory
-        return first_line(error)

@@ -16,7 +16,7 @@ from toss_lightning.models.base import Base, load_tokenizer
 from toss_lightning.report.summary import NAMES, Summary, read_facts
 from toss_lightning.scores import TokenScores
 from toss_lightning.selection import TokenWeights
-from toss_lightning.selection.base import REPORT_FILE
+from toss_lightning.selection.weights import REPORT_FILE
 
 NUMBER = int | float
 MAYBE = int | float | None

@@ -23,7 +23,7 @@ from toss_lightning.files import write_json
 from toss_lightning.progress import say
 from toss_lightning.report.machine import device_name, peak_gpu_memory, versions
 from toss_lightning.seeds import global_seed
-from toss_lightning.selection.base import REPORT_FILE
+from toss_lightning.selection.weights import REPORT_FILE
 
 LOSSES = {"task_loss": "task loss", "harmful_loss": "harmful loss", "refusal_loss": "refusal loss"}
 HINTS = {"task_loss": "lower is better", "harmful_loss": "higher is safer", "refusal_loss": "lower is safer"}

@@ -1,14 +1,7 @@
 """Scores, or whole rows -> token weights."""
 
 from toss_lightning.selection.anchor import Anchored, Everything
-from toss_lightning.selection.base import (
-    OnlineSelection,
-    Selection,
-    TokenWeights,
-    mask_weights,
-    row_weights,
-    token_weights,
-)
+from toss_lightning.selection.base import OnlineSelection, Selection, mask_weights, row_weights, token_weights
 from toss_lightning.selection.chain import ChainSelection
 from toss_lightning.selection.constrained import ConstrainedSft
 from toss_lightning.selection.dr_sft import DrSft
@@ -20,6 +13,7 @@ from toss_lightning.selection.rows import RandomRows, TossRows
 from toss_lightning.selection.seal import Seal, SelectorTraining
 from toss_lightning.selection.sot import Sot
 from toss_lightning.selection.top_fraction import GlobalTopFraction, PerRowTopFraction
+from toss_lightning.selection.weights import TokenWeights
 
 __all__ = [
     "Anchored",

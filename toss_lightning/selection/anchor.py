@@ -8,8 +8,9 @@ import numpy as np
 
 from toss_lightning.errors import ConfigError, check_choice
 from toss_lightning.scores.store import TokenScores
-from toss_lightning.selection.base import OnlineSelection, Selection, TokenWeights, token_weights
+from toss_lightning.selection.base import OnlineSelection, Selection, token_weights
 from toss_lightning.selection.top_fraction import GlobalTopFraction, PerRowTopFraction
+from toss_lightning.selection.weights import TokenWeights
 
 Where = Literal["masked", "everywhere", "soft"]
 NEGLIGIBLE = 1e-3

@@ -14,9 +14,10 @@ from torch import Tensor
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
-from toss_lightning.selection.base import Selection, TokenWeights, mask_weights
+from toss_lightning.selection.base import Selection, mask_weights
 from toss_lightning.selection.checks import SAME_REFERENCES, check_told_apart, masked_count
 from toss_lightning.selection.two_state import Chain, fit, pack, posterior
+from toss_lightning.selection.weights import TokenWeights
 
 Number = float | Literal["fit"]
 

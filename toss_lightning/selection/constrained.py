@@ -8,8 +8,9 @@ from torch import Tensor
 
 from toss_lightning.errors import ConfigError
 from toss_lightning.scores.store import TokenScores
-from toss_lightning.selection.base import OnlineSelection, TokenWeights
+from toss_lightning.selection.base import OnlineSelection
 from toss_lightning.selection.online import to_be_weighed
+from toss_lightning.selection.weights import TokenWeights
 
 FLOOR = 1e-3
 

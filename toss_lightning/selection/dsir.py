@@ -10,9 +10,10 @@ import numpy as np
 from toss_lightning.errors import ConfigError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
-from toss_lightning.selection.base import Selection, TokenWeights
+from toss_lightning.selection.base import Selection
 from toss_lightning.selection.checks import check_at_least, check_discard, check_one_of, check_told_apart
 from toss_lightning.selection.rows import keep_rows, seed_of
+from toss_lightning.selection.weights import TokenWeights
 
 WORDS = re.compile(r"\w+|[^\w\s]+")
 Target = Literal["utility", "safety"]

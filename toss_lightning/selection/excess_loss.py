@@ -11,9 +11,10 @@ from torch import Tensor
 
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
-from toss_lightning.selection.base import OnlineSelection, Selection, TokenWeights, mask_weights
+from toss_lightning.selection.base import OnlineSelection, Selection, mask_weights
 from toss_lightning.selection.checks import check_discard, check_told_apart, masked_count
 from toss_lightning.selection.online import to_be_weighed
+from toss_lightning.selection.weights import TokenWeights
 
 
 class TokenCleaning(Selection):

@@ -4,7 +4,8 @@ import numpy as np
 
 from toss_lightning.errors import ConfigError
 from toss_lightning.scores.store import TokenScores
-from toss_lightning.selection.base import Selection, TokenWeights, mask_weights
+from toss_lightning.selection.base import Selection, mask_weights
+from toss_lightning.selection.weights import TokenWeights
 
 
 class MaskFirst(Selection):

@@ -7,7 +7,8 @@ import numpy as np
 
 from toss_lightning.errors import StoreError
 from toss_lightning.scores.store import TokenScores
-from toss_lightning.selection.base import TokenWeights, token_weights
+from toss_lightning.selection.base import token_weights
+from toss_lightning.selection.weights import TokenWeights
 
 
 def to_be_weighed(scores: TokenScores, columns: Sequence[str], **facts: Any) -> TokenWeights:

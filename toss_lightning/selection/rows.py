@@ -9,7 +9,7 @@ from toss_lightning.errors import ConfigError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
 from toss_lightning.seeds import global_seed
-from toss_lightning.selection.base import Selection, TokenWeights, names_of, row_weights
+from toss_lightning.selection.base import Selection, names_of, row_weights
 from toss_lightning.selection.checks import (
     SAME_REFERENCES,
     check_discard,
@@ -17,6 +17,7 @@ from toss_lightning.selection.checks import (
     check_score_weights,
     check_told_apart,
 )
+from toss_lightning.selection.weights import TokenWeights
 
 RowScore = Literal["mean", "max", "top_share"]
 

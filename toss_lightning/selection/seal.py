@@ -10,9 +10,10 @@ from torch import Tensor
 from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
-from toss_lightning.selection.base import Selection, TokenWeights
+from toss_lightning.selection.base import Selection
 from toss_lightning.selection.checks import check_discard, check_one_of
 from toss_lightning.selection.rows import keep_rows
+from toss_lightning.selection.weights import TokenWeights
 
 Safe = Literal["safety", "utility"]
 

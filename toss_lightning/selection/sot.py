@@ -13,10 +13,11 @@ from toss_lightning.errors import ConfigError, StoreError
 from toss_lightning.progress import progress_bar
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
-from toss_lightning.selection.base import Selection, TokenWeights
+from toss_lightning.selection.base import Selection
 from toss_lightning.selection.checks import check_above_zero, check_at_least, check_discard, check_one_of
 from toss_lightning.selection.rows import keep_rows
 from toss_lightning.selection.transport import Transport, cosine_cost, sinkhorn
+from toss_lightning.selection.weights import TokenWeights
 
 Anchor = Literal["utility", "safety"]
 Weights = Literal["exp", "proportional", "uniform"]

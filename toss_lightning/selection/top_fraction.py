@@ -5,7 +5,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from toss_lightning.scores.ranking import exact_top, share_of
 from toss_lightning.scores.store import TokenScores
-from toss_lightning.selection.base import Selection, TokenWeights, mask_weights
+from toss_lightning.selection.base import Selection, mask_weights
 from toss_lightning.selection.checks import (
     SAME_REFERENCES,
     check_discard,
@@ -13,6 +13,7 @@ from toss_lightning.selection.checks import (
     check_told_apart,
     masked_count,
 )
+from toss_lightning.selection.weights import TokenWeights
 
 
 class GlobalTopFraction(Selection):
