@@ -11,7 +11,7 @@ fit: $(VENV)/.installed  ## The demo: TOSS on the bundled model and sample data
 	$(BIN)/toss fit
 
 test: $(VENV)/.installed-dev  ## The test suite
-	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -59,11 +59,3 @@ def tiny_openers() -> Iterator[tuple[str, ...]]:
 def tiny_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Paths of small custom, utility and harmful sets."""
     return write_sets(tmp_path_factory.mktemp("sets"))
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file run in one process, since they share what they prepare, and so do files of one group."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))

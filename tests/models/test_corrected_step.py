@@ -7,7 +7,6 @@ import pytest
 import torch
 from dense import Dense, assert_close, vector
 
-pytestmark = pytest.mark.xdist_group("watched")
 both = pytest.mark.parametrize("ranks", [1, 2])
 
 

@@ -9,7 +9,6 @@ from watched import row_factor
 
 from toss_lightning.selection import Seal
 
-pytestmark = pytest.mark.xdist_group("watched")
 both = pytest.mark.parametrize("ranks", [1, 2])
 
 

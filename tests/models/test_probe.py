@@ -12,7 +12,6 @@ from dense import Dense, assert_close, vector
 from torch import Tensor
 from watched import ASKED_AT, ROW_WEIGHTS, ROWS
 
-pytestmark = pytest.mark.xdist_group("watched")
 both = pytest.mark.parametrize("ranks", [1, 2])
 
 
