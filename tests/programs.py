@@ -60,7 +60,8 @@ def run(
         said = out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
     if hangs:
         raise subprocess.TimeoutExpired(list(arguments), timeout, *said)
-    return subprocess.CompletedProcess(list(arguments), process.exitcode or 0, *said)
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess(list(arguments), process.exitcode, *said)
 
 
 def _become(arguments: list[str], environment: dict[str, str], directory: str, out: str, err: str) -> None:

@@ -112,7 +112,7 @@ class JudgePanel:
         return on_first_rank(self.trainer, lambda: known_wins(wanted, responses, self.directory))
 
     def _carry_out(self, work: Iterator[None], between: Callable[[], None]) -> str | None:
-        """Does a judge's work on the first rank; why it could not, if so."""
+        """Does a judge's work on the first rank; why it could not, for that costs neither replies nor other judges."""
         # the others hear of every part, for who waits too long in one place is taken for dead
         while (said := on_first_rank(self.trainer, partial(_goes_on, work))) is True:
             between()

@@ -109,7 +109,7 @@ class TokenWeights:
         return cls(weights, hashes, report, made_from, anchor, per_token, left_out)
 
     def flat(self) -> np.ndarray:
-        """All weights, rows one after the other as in :class:`TokenScores`; ``[tokens]`` float32."""
+        """All weights, rows one after the other as scores are; ``[tokens]`` float32."""
         return np.concatenate([self.weights[row_id] for row_id in sorted(self.weights)])
 
     def values(self) -> dict[str, dict[int, np.ndarray]]:
